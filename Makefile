@@ -1,0 +1,37 @@
+# The project's commands; `make help` lists them. Each builds the environment on first use.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint types check lock clean
+BIN := .venv/bin
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.complete ## build .venv from requirements.txt
+
+.venv/.complete: requirements.txt scripts/setup.sh
+	@scripts/setup.sh
+
+demo: setup ## train, evaluate and push on six seconds of real music, then separate them
+	@$(BIN)/python examples/demo.py
+
+test: setup ## run the test suite
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup ## run the tests that take minutes
+	@$(BIN)/python -m pytest -m slow
+
+lint: setup ## check style and format
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: setup ## check types
+	@$(BIN)/mypy
+
+check: lint types test ## all checks
+
+# The date keeps the packages that nothing else pins to one era.
+lock: setup ## write requirements.txt from requirements.in
+	@$(BIN)/uv pip compile --quiet --python-version 3.10 --exclude-newer 2025-09-15 --generate-hashes \
+		--custom-compile-command "make lock" requirements.in -o requirements.txt
+
+clean: ## remove the environment and caches
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build *.egg-info

@@ -1,0 +1,71 @@
+"""The fused LSTM against Keras' own, values and gradients."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from umx_model.model.recurrent import LSTM, forward_only
+
+
+def pair(reverse: bool) -> tuple[LSTM, keras.layers.LSTM, tf.Tensor]:
+    """Our layer and Keras' with equal random weights, and an input [frames, batch, features]."""
+    keras.utils.set_random_seed(3)
+    ours, theirs = LSTM(6, reverse=reverse), keras.layers.LSTM(6, return_sequences=True, go_backwards=reverse)
+    inputs = tf.random.normal([9, 4, 5])
+    ours(inputs), theirs(tf.transpose(inputs, [1, 0, 2]))
+    for weight in ours.trainable_variables:
+        weight.assign(tf.random.normal(weight.shape))
+    kernel, recurrent_kernel, bias, recurrent_bias = ours.get_weights()
+    theirs.set_weights([kernel, recurrent_kernel, bias + recurrent_bias])
+    return ours, theirs, inputs
+
+
+def run_theirs(theirs: keras.layers.LSTM, inputs: tf.Tensor) -> tf.Tensor:
+    outputs = tf.transpose(theirs(tf.transpose(inputs, [1, 0, 2])), [1, 0, 2])
+    return tf.reverse(outputs, [0]) if theirs.go_backwards else outputs
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_equals_keras(reverse):
+    ours, theirs, inputs = pair(reverse)
+    np.testing.assert_allclose(ours(inputs), run_theirs(theirs, inputs), atol=1e-6)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradient_equals_keras(reverse, compiled):
+    ours, theirs, inputs = pair(reverse)
+
+    def gradients(run, variables):
+        def compute():
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                loss = tf.reduce_sum(tf.sin(run(inputs)))
+            return tape.gradient(loss, [inputs, *variables])
+
+        return (tf.function(compute) if compiled else compute)()
+
+    mine = gradients(ours, [v.value for v in ours.trainable_variables])
+    reference = gradients(lambda x: run_theirs(theirs, x), [v.value for v in theirs.trainable_variables])
+    for ours_gradient, their_gradient in zip(mine, [*reference, reference[-1]], strict=True):
+        np.testing.assert_allclose(ours_gradient, their_gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_forward_only_gives_equal_outputs_and_refuses_gradients():
+    ours, _, inputs = pair(reverse=True)
+    expected = ours(inputs)
+
+    @tf.function
+    def gradient():
+        return tf.gradients(ours(inputs), inputs)
+
+    with forward_only():
+        np.testing.assert_array_equal(tf.function(ours)(inputs), expected)
+        with pytest.raises(Exception, match="exported for inference"):
+            gradient()
+
+
+def test_config_round_trip():
+    layer = LSTM.from_config(LSTM(3, reverse=True, name="x").get_config())
+    assert (layer.units, layer.reverse, layer.name) == (3, True, "x")

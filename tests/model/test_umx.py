@@ -1,0 +1,143 @@
+"""The end-to-end model: shapes, round trips, and a SavedModel that plain TensorFlow loads."""
+
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from umx_model.errors import InputError
+from umx_model.model.folder import checkpointable, read_model, write_model_folder
+from umx_model.model.spectral_filter import JointSpectralFilter, get_joint_spectral_filter
+from umx_model.model.umx import UMX, export_saved_model
+from umx_model.profile import ModelProfile, Profile
+
+PROFILE = Profile(
+    model=ModelProfile(
+        targets=("vocals", "drums", "other"), n_fft=256, hop_length=64, sample_rate=8000, bandwidth=4000, hidden_size=8
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def spectral_filter() -> keras.Model:
+    keras.utils.set_random_seed(5)
+    return get_joint_spectral_filter(PROFILE.model)
+
+
+def mixture(samples: int = 3000, batch: int = 1) -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 0.2, (batch, samples, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("samples", [1, 63, 64, 1000])
+@pytest.mark.parametrize("niter", [0, 1])
+def test_estimates_are_as_long_as_the_mixture(spectral_filter, samples, niter):
+    estimates = UMX(spectral_filter, niter=niter)(mixture(samples, batch=2))
+    assert estimates.shape == (2, samples, 2, 3)
+    assert np.isfinite(estimates).all()
+
+
+def test_em_makes_estimates_sum_to_the_mixture(spectral_filter):
+    waveform = mixture()
+    total = tf.reduce_sum(UMX(spectral_filter, niter=1)(waveform), axis=-1)
+    np.testing.assert_allclose(total, waveform, atol=1e-3)
+
+
+def test_batch_items_do_not_mix(spectral_filter):
+    model, waveforms = UMX(spectral_filter), mixture(batch=3)
+    together = model(waveforms)
+    for index in range(3):
+        np.testing.assert_allclose(together[index], model(waveforms[index : index + 1])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [get_joint_spectral_filter, JointSpectralFilter])
+def test_keras_file_round_trip(make, tmp_path):
+    model = UMX(make(PROFILE.model), niter=2, softmask=True)
+    expected = model(mixture())
+    model.save(tmp_path / "umx.keras")
+    loaded = keras.models.load_model(tmp_path / "umx.keras")
+    assert loaded.get_config() == model.get_config()
+    np.testing.assert_allclose(loaded(mixture()), expected, atol=1e-6)
+
+
+def test_weights_round_trip(spectral_filter, tmp_path):
+    model = UMX(spectral_filter)
+    model.save_weights(tmp_path / "umx.weights.h5")
+    other = UMX(get_joint_spectral_filter(PROFILE.model))
+    other.load_weights(tmp_path / "umx.weights.h5")
+    np.testing.assert_allclose(other(mixture()), model(mixture()), atol=1e-6)
+
+
+def test_model_folder_round_trip(spectral_filter, tmp_path):
+    write_model_folder(tmp_path / "model", spectral_filter, PROFILE, saved_model=False)
+    expected = UMX(spectral_filter)(mixture())
+    for path in (tmp_path / "model", tmp_path / "model" / "model.weights.h5"):
+        model, profile = read_model(path)
+        assert profile == PROFILE
+        np.testing.assert_allclose(model(mixture()), expected, atol=1e-6)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("optimizer", [True, False])
+def test_reads_checkpoints(spectral_filter, tmp_path, optimizer):
+    PROFILE.write(tmp_path)
+    parts = {"optimizer": keras.optimizers.Adam()} if optimizer else {}
+    checkpoint = tf.train.Checkpoint(model=checkpointable(spectral_filter), **parts)
+    prefix = tf.train.CheckpointManager(checkpoint, str(tmp_path / "checkpoints"), max_to_keep=2).save()
+    expected = UMX(spectral_filter)(mixture())
+    for path in (tmp_path, tmp_path / "checkpoints", prefix):
+        np.testing.assert_allclose(read_model(path)[0](mixture()), expected, atol=1e-6)
+
+
+def test_weights_of_another_profile_are_refused(spectral_filter, tmp_path):
+    write_model_folder(tmp_path, spectral_filter, PROFILE, saved_model=False)
+    PROFILE.updated({"model.hidden_size": 10}).write(tmp_path)
+    with pytest.raises(InputError, match=r"model\.weights\.h5: damaged, or not of the model"):
+        read_model(tmp_path)
+
+
+def test_damaged_weights_are_refused(spectral_filter, tmp_path):
+    write_model_folder(tmp_path, spectral_filter, PROFILE, saved_model=False)
+    (tmp_path / "model.weights.h5").write_bytes(b"not HDF5")
+    with pytest.raises(InputError, match=r"model\.weights\.h5: damaged"):
+        read_model(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["missing", "empty", "profile.json"])
+def test_not_a_model(path, tmp_path):
+    (tmp_path / "empty").mkdir()
+    PROFILE.write(tmp_path)
+    with pytest.raises(InputError, match=f"{path}: (no such|not a) model"):
+        read_model(tmp_path / path)
+
+
+def test_saved_model_in_plain_tensorflow(spectral_filter, tmp_path):
+    model = UMX(spectral_filter, niter=2)
+    export_saved_model(model, PROFILE, tmp_path / "saved")
+    np.save(tmp_path / "mixture.npy", mixture(5000, batch=2))
+    script = """
+        import sys, numpy as np, tensorflow as tf
+        serve = tf.saved_model.load("saved").signatures["serving_default"]
+        estimates = serve(mixture=tf.constant(np.load("mixture.npy")))
+        np.savez("estimates.npz", **estimates)
+        assert serve(mixture=tf.zeros([1, 1, 2]))["vocals"].shape == (1, 1, 2)
+        assert "umx_model" not in sys.modules
+        graph = serve.graph.as_graph_def()
+        ops = {node.op for node in graph.node} | {node.op for f in graph.library.function for node in f.node_def}
+        assert not [op for op in ops if "cudnn" in op.lower() or "Xla" in op], ops
+        assert "BlockLSTMV2" in ops
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "custom gradients" not in result.stderr
+    found, expected = np.load(tmp_path / "estimates.npz"), model(mixture(5000, batch=2)).numpy()
+    assert set(found.files) == {"vocals", "drums", "other"}
+    for index, target in enumerate(PROFILE.model.targets):
+        np.testing.assert_allclose(found[target], expected[..., index], atol=1e-5)
+    sent_along = Profile.read(tmp_path / "saved" / "assets.extra")
+    assert sent_along == PROFILE.updated({"model.niter": 2})

@@ -1,0 +1,306 @@
+"""Spectral filters: magnitude spectrogram of the mixture in, of one target out; and the joint model.
+
+One filter serves one target. `get_joint_spectral_filter` runs one per target of a profile side by
+side. Another architecture is one class, registered by name and chosen by `architecture` in the
+profile:
+
+    @register_spectral_filter("gain")
+    class GainLayer(SpectralFilterLayer):
+        ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from umx_model.errors import InputError
+from umx_model.model.recurrent import LSTM
+from umx_model.profile import ModelProfile
+
+
+class SpectralFilterLayer(keras.layers.Layer):
+    """Base of the layers that estimate one target.
+
+    Input shape:
+        magnitudes `[batch, frames, bins, channels]`, float32.
+
+    Output shape:
+        the same.
+    """
+
+    @classmethod
+    def from_profile(cls, profile: ModelProfile, **kwargs: Any) -> SpectralFilterLayer:
+        """Make the layer that a profile describes; `kwargs` go to `keras.layers.Layer`."""
+        raise NotImplementedError(f"{cls.__name__} does not say how it is made from a profile")
+
+    def set_input_statistics(self, mean: np.ndarray, std: np.ndarray) -> None:
+        """Start from the statistics of training mixtures, each [bins]; ignored by default."""
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Return the input's shape."""
+        return input_shape
+
+
+_architectures: dict[str, type[SpectralFilterLayer]] = {}
+_Filter = TypeVar("_Filter", bound=type[SpectralFilterLayer])
+
+
+def register_spectral_filter(name: str) -> Callable[[_Filter], _Filter]:
+    """Make a class of spectral filters available as `architecture` in a profile.
+
+    Args:
+        name: what profiles call it.
+
+    Raises:
+        ValueError: another class has this name.
+    """
+
+    def register(cls: _Filter) -> _Filter:
+        if _architectures.setdefault(name, cls) is not cls:
+            raise ValueError(f"spectral filter {name!r} is registered already, as {_architectures[name].__name__}")
+        return cls
+
+    return register
+
+
+@register_spectral_filter("blstm")
+@keras.saving.register_keras_serializable(package="umx_model")
+class BLSTMSpectralFilterLayer(SpectralFilterLayer):
+    """Open-Unmix's network for one target (`openunmix/model.py`, v1.3.0; Stöter et al., 2019).
+
+    Crop to the bandwidth, standardise, encode (dense, batch normalisation, tanh), recur, join the
+    encoding and the recurrent output, decode to a mask over all bins, and multiply the mixture by it.
+    8,893,348 trainable parameters at the defaults.
+
+    Args:
+        channels: of the magnitudes.
+        n_fft: transform length that made the magnitudes; they have `n_fft / 2 + 1` bins.
+        sample_rate: Hz.
+        hidden_size: width of the encoding and of the recurrent output (half per direction).
+        layers: recurrent layers.
+        bandwidth: Hz; bins above are not read, but the mask covers them.
+        unidirectional: causal recurrent layers of `hidden_size` units.
+        dropout: rate between recurrent layers while training, fresh for every frame and unit.
+
+    Raises:
+        ValueError: an impossible setting, or magnitudes of another shape.
+
+    Input shape:
+        magnitudes `[batch, frames, n_fft / 2 + 1, channels]`, float32.
+
+    Output shape:
+        the same.
+    """
+
+    def __init__(
+        self,
+        channels: int = 2,
+        n_fft: int = 4096,
+        sample_rate: int = 44100,
+        hidden_size: int = 512,
+        layers: int = 3,
+        bandwidth: float = 16000.0,
+        unidirectional: bool = False,
+        dropout: float = 0.4,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if hidden_size % 2 and not unidirectional:
+            raise ValueError(f"hidden_size must be even (half per direction), got {hidden_size}")
+        if bandwidth <= 0:
+            raise ValueError(f"bandwidth must be above 0 Hz, got {bandwidth}")
+        self._settings: dict[str, Any] = {
+            "channels": channels,
+            "n_fft": n_fft,
+            "sample_rate": sample_rate,
+            "hidden_size": hidden_size,
+            "layers": layers,
+            "bandwidth": bandwidth,
+            "unidirectional": unidirectional,
+            "dropout": dropout,
+        }
+        self.bins = n_fft // 2 + 1
+        self.channels = channels
+        frequencies = np.linspace(0, sample_rate / 2, self.bins)
+        self.max_bin = int(np.max(np.where(frequencies <= bandwidth)[0])) + 1
+
+        self.encoder = keras.layers.Dense(hidden_size, use_bias=False, name="encoder")
+        self.encoder_norm = _batch_norm("encoder_norm")
+        units = hidden_size if unidirectional else hidden_size // 2
+        self.forward_lstms = [LSTM(units, name=f"lstm_{i}_forward") for i in range(layers)]
+        self.backward_lstms = [
+            LSTM(units, reverse=True, name=f"lstm_{i}_backward") for i in range(0 if unidirectional else layers)
+        ]
+        self.dropouts = [keras.layers.Dropout(dropout, name=f"dropout_{i}") for i in range(layers - 1)]
+        self.decoder = keras.layers.Dense(hidden_size, use_bias=False, name="decoder")
+        self.decoder_norm = _batch_norm("decoder_norm")
+        self.mask = keras.layers.Dense(self.bins * channels, use_bias=False, name="mask")
+        self.mask_norm = _batch_norm("mask_norm")
+
+    @classmethod
+    def from_profile(cls, profile: ModelProfile, **kwargs: Any) -> BLSTMSpectralFilterLayer:
+        """Make the layer that a profile describes."""
+        return cls(
+            channels=profile.channels,
+            n_fft=profile.n_fft,
+            sample_rate=profile.sample_rate,
+            hidden_size=profile.hidden_size,
+            layers=profile.layers,
+            bandwidth=profile.bandwidth,
+            unidirectional=profile.unidirectional,
+            dropout=profile.dropout,
+            **kwargs,
+        )
+
+    def set_input_statistics(self, mean: np.ndarray, std: np.ndarray) -> None:
+        """Standardise the input with these statistics, each [bins]; small deviations are floored."""
+        mean, std = mean[: self.max_bin], std[: self.max_bin]
+        self.input_mean.assign(-mean)
+        self.input_scale.assign(1.0 / np.maximum(std, max(1e-4 * float(np.max(std)), 1e-12)))
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create the weights."""
+        if tuple(input_shape[2:]) != (self.bins, self.channels):
+            raise ValueError(
+                f"magnitudes must be [batch, frames, {self.bins} bins, {self.channels} channels], got {input_shape}"
+            )
+        hidden = self._settings["hidden_size"]
+        self.input_mean = self.add_weight(name="input_mean", shape=(self.max_bin,), initializer="zeros")
+        self.input_scale = self.add_weight(name="input_scale", shape=(self.max_bin,), initializer="ones")
+        self.output_mean = self.add_weight(name="output_mean", shape=(self.bins,), initializer="ones")
+        self.output_scale = self.add_weight(name="output_scale", shape=(self.bins,), initializer="ones")
+        self.encoder.build((None, None, self.max_bin * self.channels))
+        for lstm in [*self.forward_lstms, *self.backward_lstms]:
+            lstm.build((None, None, hidden))
+        self.decoder.build((None, None, 2 * hidden))
+        self.mask.build((None, None, hidden))
+        for norm in (self.encoder_norm, self.decoder_norm):
+            norm.build((None, None, hidden))
+        self.mask_norm.build((None, None, self.bins * self.channels))
+
+    def call(self, magnitude: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Estimate the target's magnitudes."""
+        batch, frames = tf.shape(magnitude)[0], tf.shape(magnitude)[1]
+        x = magnitude[:, :, : self.max_bin]
+        x = (x + self.input_mean[:, tf.newaxis]) * self.input_scale[:, tf.newaxis]
+        x = tf.reshape(x, [batch, frames, self.max_bin * self.channels])
+        encoding = tf.tanh(self.encoder_norm(self.encoder(x), training=training))  # [batch, frames, hidden]
+
+        x = tf.transpose(encoding, [1, 0, 2])  # [frames, batch, hidden]
+        for index, forward in enumerate(self.forward_lstms):
+            if index:
+                x = self.dropouts[index - 1](x, training=training)
+            # One backward layer, or none where unidirectional.
+            x = tf.concat([lstm(x) for lstm in [forward, *self.backward_lstms[index : index + 1]]], axis=-1)
+        x = tf.concat([encoding, tf.transpose(x, [1, 0, 2])], axis=-1)  # [batch, frames, 2 * hidden]
+
+        x = tf.nn.relu(self.decoder_norm(self.decoder(x), training=training))
+        x = self.mask_norm(self.mask(x), training=training)
+        x = tf.reshape(x, [batch, frames, self.bins, self.channels])
+        x = x * self.output_scale[:, tf.newaxis] + self.output_mean[:, tf.newaxis]
+        return tf.nn.relu(x) * magnitude
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what rebuilds the layer."""
+        return {**super().get_config(), **self._settings}
+
+
+def get_joint_spectral_filter(profile: ModelProfile) -> keras.Model:
+    """Make the functional Keras model that estimates all targets of a profile.
+
+    Args:
+        profile: what to build.
+
+    Returns:
+        A model from magnitudes `[batch, frames, bins, channels]` to estimates
+        `[batch, frames, bins, channels, targets]`, float32, with the profile as its attribute
+        `profile`.
+
+    Raises:
+        InputError: the profile names an architecture that is not registered.
+    """
+    magnitude = keras.Input((None, profile.bins, profile.channels), name="magnitude")
+    estimates = [layer(magnitude) for layer in _make_filters(profile)]
+    model = keras.Model(magnitude, keras.ops.stack(estimates, axis=-1), name="joint_spectral_filter")
+    model.profile = profile
+    return model
+
+
+@keras.saving.register_keras_serializable(package="umx_model")
+class JointSpectralFilter(keras.Model):
+    """The model of `get_joint_spectral_filter` as a class, to be extended by overriding `call`.
+
+    Args:
+        profile: what to build.
+
+    Raises:
+        InputError: the profile names an architecture that is not registered.
+
+    Input shape:
+        magnitudes `[batch, frames, bins, channels]`, float32.
+
+    Output shape:
+        `[batch, frames, bins, channels, targets]`.
+    """
+
+    def __init__(self, profile: ModelProfile, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.profile = profile
+        self.filters = _make_filters(profile)
+        self.build((None, None, profile.bins, profile.channels))
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create the weights."""
+        for layer in self.filters:
+            if not layer.built:
+                layer.build(input_shape)
+        self.built = True
+
+    def call(self, magnitude: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Estimate every target's magnitudes."""
+        return tf.stack([layer(magnitude, training=training) for layer in self.filters], axis=-1)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Return the input's shape and the target axis."""
+        return (*input_shape, len(self.filters))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what rebuilds the model."""
+        return {"profile": self.profile.model_dump(mode="json"), "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> JointSpectralFilter:
+        """Rebuild the model, with new weights."""
+        return cls(ModelProfile.model_validate(config.pop("profile")), **config)
+
+
+def set_input_statistics(spectral_filter: keras.Model, mean: np.ndarray, std: np.ndarray) -> None:
+    """Give every filter of a joint model the statistics of training mixtures.
+
+    Args:
+        spectral_filter: a joint model, functional or subclassed.
+        mean: of the mixtures' magnitudes, [bins].
+        std: their standard deviation, [bins].
+    """
+    for layer in spectral_filter.layers:
+        if isinstance(layer, SpectralFilterLayer):
+            layer.set_input_statistics(mean, std)
+
+
+def _make_filters(profile: ModelProfile) -> list[SpectralFilterLayer]:
+    if profile.architecture not in _architectures:
+        raise InputError(
+            f"model.architecture: {profile.architecture!r} is not registered; known are {', '.join(_architectures)}"
+        )
+    cls = _architectures[profile.architecture]
+    return [cls.from_profile(profile, name=target) for target in profile.targets]
+
+
+def _batch_norm(name: str) -> keras.layers.Layer:
+    """PyTorch's batch normalisation; statistics over all devices, which would drift apart otherwise."""
+    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=True, name=name)

@@ -1,0 +1,117 @@
+"""UMX: waveform in, waveforms out; and its export as a SavedModel that needs nothing but TensorFlow."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from umx_model.model.expectation_maximization import ExpectationMaximization
+from umx_model.model.recurrent import forward_only
+from umx_model.model.spectral_filter import JointSpectralFilter, get_joint_spectral_filter
+from umx_model.model.stft import ISTFTLayer, STFTLayer
+from umx_model.profile import ModelProfile, Profile
+
+# TensorFlow Serving's place for files that travel with a SavedModel.
+EXTRA_ASSETS = "assets.extra"
+
+
+@keras.saving.register_keras_serializable(package="umx_model")
+class UMX(keras.Model):
+    """Separates a mixture: STFT, joint spectral filter, EM, inverse STFT.
+
+    Args:
+        spectral_filter: a joint model of `get_joint_spectral_filter` or a `JointSpectralFilter`.
+        niter: EM iterations; as in the profile by default. 0 gives the magnitudes the mixture's phase.
+        softmask: how EM starts; as in the profile by default.
+
+    Input shape:
+        mixture `[batch, samples, channels]`, float32 in [-1, 1], from 1 sample up.
+
+    Output shape:
+        estimates `[batch, samples, channels, targets]`, float32, targets in the profile's order.
+    """
+
+    def __init__(
+        self, spectral_filter: keras.Model, niter: int | None = None, softmask: bool | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        profile: ModelProfile = spectral_filter.profile
+        self.profile = profile
+        self.spectral_filter = spectral_filter
+        self.stft = STFTLayer(profile.n_fft, profile.hop_length)
+        self.expectation_maximization = ExpectationMaximization(
+            niter=profile.niter if niter is None else niter,
+            window_frames=profile.window_frames,
+            softmask=profile.softmask if softmask is None else softmask,
+        )
+        self.istft = ISTFTLayer(profile.n_fft, profile.hop_length)
+        self.built = True  # the spectral filter has all the weights, already
+
+    def call(self, mixture: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Separate a batch of mixtures."""
+        channels, targets = self.profile.channels, len(self.profile.targets)
+        stft = self.stft(mixture)
+        magnitudes = self.spectral_filter(tf.abs(stft), training=training)
+        estimates = self.expectation_maximization(stft, magnitudes)  # [batch, frames, bins, channels, targets]
+        batch, frames, samples = tf.shape(stft)[0], tf.shape(stft)[1], tf.shape(mixture)[1]
+        estimates = tf.reshape(estimates, [batch, frames, self.profile.bins, channels * targets])
+        waveforms = self.istft(estimates, length=samples)
+        return tf.reshape(waveforms, [batch, samples, channels, targets])
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Return the input's shape and the target axis."""
+        return (*input_shape, len(self.profile.targets))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what rebuilds the model."""
+        return {
+            "name": self.name,
+            "profile": self.profile.model_dump(mode="json"),
+            "niter": self.expectation_maximization.niter,
+            "softmask": self.expectation_maximization.softmask,
+            "subclassed": isinstance(self.spectral_filter, JointSpectralFilter),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> UMX:
+        """Rebuild the model, with new weights."""
+        make = JointSpectralFilter if config.pop("subclassed") else get_joint_spectral_filter
+        return cls(make(ModelProfile.model_validate(config.pop("profile"))), **config)
+
+
+class _Serving(tf.Module):
+    """What a SavedModel holds: the model and its signature."""
+
+    def __init__(self, model: UMX) -> None:
+        super().__init__()
+        self.model = model
+        mixture = tf.TensorSpec([None, None, model.profile.channels], tf.float32, name="mixture")
+        self.serve = tf.function(self._separate, input_signature=[mixture])
+
+    def _separate(self, mixture: tf.Tensor) -> dict[str, tf.Tensor]:
+        estimates = self.model(mixture, training=False)
+        return {target: estimates[..., index] for index, target in enumerate(self.model.profile.targets)}
+
+
+def export_saved_model(model: UMX, profile: Profile, folder: str | os.PathLike[str]) -> None:
+    """Write the end-to-end SavedModel, with its profile under `assets.extra/`.
+
+    Its signature is `serving_default(mixture: float32 [batch, samples, channels]) ->
+    {target: float32 [batch, samples, channels]}`; plain TensorFlow loads it, on CPU and GPU.
+
+    Args:
+        model: what to export, with its EM settings.
+        profile: the profile to send along; its `niter` and `softmask` become the model's.
+        folder: where to write; created, local or remote.
+    """
+    path = os.fspath(folder)
+    module = _Serving(model)
+    with forward_only():
+        tf.saved_model.save(module, path, signatures={"serving_default": module.serve})
+    extra = os.path.join(path, EXTRA_ASSETS)
+    tf.io.gfile.makedirs(extra)
+    em = model.expectation_maximization
+    profile.updated({"model.niter": em.niter, "model.softmask": em.softmask}).write(extra)

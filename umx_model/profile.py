@@ -1,0 +1,196 @@
+"""Profiles: everything needed to rebuild, continue or serve a model, in one JSON file.
+
+A profile has two parts, `model` (what the network is) and `train` (how it learns). Both are
+frozen, typed and validated; every field has the reference recipe as its default, so the smallest
+useful profile is `{"model": {"targets": ["vocals", "accompaniment"]}}`.
+
+    profile = Profile.read("examples/profiles/quick.json").updated({"train.epochs": "2"})
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import tensorflow as tf
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from umx_model.errors import InputError
+
+FILE_NAME = "profile.json"
+
+TargetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelProfile(_Settings):
+    """What the network is: enough to build it, not to train it.
+
+    Defaults are Open-Unmix's (`openunmix/model.py`, v1.3.0).
+    """
+
+    targets: tuple[TargetName, ...] = Field(min_length=1, description="sources to estimate, in this order everywhere")
+    sample_rate: int = Field(44100, ge=1000, description="Hz; audio of another rate is resampled or refused")
+    channels: int = Field(2, ge=1, le=16, description="channels of the mixture and of every estimate")
+    n_fft: int = Field(4096, ge=16, description="STFT window and transform length in samples")
+    hop_length: int = Field(1024, ge=1, description="samples between STFT frames")
+    architecture: str = Field("blstm", description="name of a registered spectral filter")
+    hidden_size: int = Field(512, ge=2, description="width of the encoding and of the recurrent output")
+    layers: int = Field(3, ge=1, description="recurrent layers")
+    bandwidth: float = Field(16000.0, gt=0, description="Hz; bins above are not read by the network")
+    unidirectional: bool = Field(False, description="causal recurrent layers")
+    dropout: float = Field(0.4, ge=0, lt=1, description="between recurrent layers, while training")
+    niter: int = Field(1, ge=0, description="EM iterations when separating")
+    softmask: bool = Field(False, description="start EM from a soft mask instead of the mixture's phase")
+    window_frames: int = Field(300, ge=1, description="frames that EM refines together; bounds its memory")
+
+    @field_validator("targets")
+    @classmethod
+    def _targets_differ(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(targets)) != len(targets):
+            raise ValueError(f"targets must differ, got {', '.join(targets)}")
+        return targets
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelProfile:
+        if self.n_fft % 2:
+            raise ValueError(f"n_fft must be even, got {self.n_fft}")
+        if self.hop_length > self.n_fft // 2:
+            raise ValueError(f"hop_length must be at most n_fft / 2 = {self.n_fft // 2}, got {self.hop_length}")
+        if not self.unidirectional and self.hidden_size % 2:
+            raise ValueError(f"hidden_size must be even (half per direction), got {self.hidden_size}")
+        return self
+
+    @property
+    def bins(self) -> int:
+        """Bins of the one-sided spectrum."""
+        return self.n_fft // 2 + 1
+
+
+class TrainProfile(_Settings):
+    """How the network learns. Defaults are Open-Unmix's recipe (`scripts/train.py`, v1.3.0)."""
+
+    excerpt_seconds: float = Field(6.0, gt=0, description="length of a training excerpt")
+    batch_size: int = Field(16, ge=1, description="excerpts per step, over all devices")
+    excerpts_per_sample: int = Field(64, ge=1, description="excerpts drawn per sample and epoch")
+    epochs: int = Field(1000, ge=1, description="at most this many")
+    max_minutes: float | None = Field(None, gt=0, description="stop after the epoch that reaches this time")
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's, at the start")
+    weight_decay: float = Field(1e-5, ge=0, description="L2 factor, coupled (added to the gradients)")
+    patience: int = Field(140, ge=1, description="epochs without a better validation loss before stopping")
+    plateau_factor: float = Field(0.3, gt=0, lt=1, description="learning rate multiplier on a plateau")
+    plateau_patience: int = Field(80, ge=0, description="epochs without improvement that make a plateau")
+    plateau_cooldown: int = Field(10, ge=0, description="epochs to wait after a reduction")
+    random_track_mix: bool = Field(True, description="draw each target from an independent sample and start")
+    gain_range: tuple[float, float] | None = Field((0.25, 1.25), description="uniform gain per target, or null")
+    swap_channels: float = Field(0.5, ge=0, le=1, description="probability of swapping left and right per target")
+    seed: int = Field(42, ge=0, description="of initial weights, excerpts and augmentation")
+    checkpoint_minutes: float = Field(5.0, gt=0, description="time between checkpoints inside an epoch")
+    keep_checkpoints: int = Field(3, ge=1, description="checkpoints kept; the best weights are kept besides")
+
+    @field_validator("gain_range")
+    @classmethod
+    def _range_ascends(cls, gain_range: tuple[float, float] | None) -> tuple[float, float] | None:
+        if gain_range is not None and not 0 <= gain_range[0] <= gain_range[1]:
+            raise ValueError(f"gain_range must be [low, high] with 0 <= low <= high, got {list(gain_range)}")
+        return gain_range
+
+
+class Profile(_Settings):
+    """A model and its training, as stored in `profile.json` of a model folder.
+
+    `made_with`, `data_fingerprint` and `history` are written by the trainer.
+    """
+
+    model: ModelProfile
+    train: TrainProfile = TrainProfile()
+    made_with: dict[str, str] = Field({}, description="package versions that made the weights")
+    data_fingerprint: str | None = Field(None, description="of the database that was trained on")
+    history: tuple[dict[str, float], ...] = Field((), description="one entry per epoch")
+
+    @classmethod
+    def parse(cls, text: str | bytes, source: str = "profile") -> Profile:
+        """Read a profile from JSON text.
+
+        Args:
+            text: the JSON document.
+            source: where it came from, for the error message.
+
+        Raises:
+            InputError: not JSON, an unknown key, a missing key or an impossible value.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise InputError(_explain(error, source)) from None
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Profile:
+        """Read `profile.json`, or the one in a model folder; local or `gs://`.
+
+        Raises:
+            InputError: there is no such file, or it is not a profile.
+        """
+        name = os.fspath(path)
+        if tf.io.gfile.isdir(name):
+            name = os.path.join(name, FILE_NAME)
+        try:
+            with tf.io.gfile.GFile(name, "rb") as file:
+                text = file.read()
+        except tf.errors.OpError:
+            raise InputError(f"{name}: no such profile; expected a JSON file or a model folder") from None
+        return cls.parse(text, source=name)
+
+    def write(self, folder: str | os.PathLike[str]) -> None:
+        """Write `profile.json` into a folder, replacing an older one at once."""
+        path = os.path.join(os.fspath(folder), FILE_NAME)
+        with tf.io.gfile.GFile(path + ".partial", "w") as file:
+            file.write(self.model_dump_json(indent=2) + "\n")
+        tf.io.gfile.rename(path + ".partial", path, overwrite=True)
+
+    def updated(self, settings: Mapping[str, Any]) -> Profile:
+        """Return a copy with settings changed by dotted name.
+
+        Args:
+            settings: for example `{"train.epochs": 2, "model.targets": "vocals,accompaniment"}`.
+                Text is read as JSON where it is JSON; lists may also be comma-separated.
+
+        Raises:
+            InputError: unknown name or impossible value.
+        """
+        document = self.model_dump(mode="json")
+        parts: dict[str, type[_Settings]] = {"model": ModelProfile, "train": TrainProfile}
+        for name, value in settings.items():
+            part, _, key = name.partition(".")
+            if part not in parts or key not in parts[part].model_fields:
+                known = [f"{part}.{key}" for part, fields in parts.items() for key in fields.model_fields]
+                raise InputError(f"{name}: unknown setting; known are {', '.join(known)}")
+            document[part][key] = _from_text(value) if isinstance(value, str) else value
+            if key == "targets" and isinstance(document[part][key], str):
+                document[part][key] = [target.strip() for target in document[part][key].split(",")]
+        return Profile.parse(json.dumps(document), source="settings")
+
+
+def _from_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    """One line naming each offending key, what it held and what was expected."""
+    problems = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"])
+        found = "" if item["type"] in ("missing", "json_invalid") else f" (found {item['input']!r})"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message, found = "unknown key", ""
+        problems.append(f"{where}: {message}{found}" if where else message)
+    return f"{source}: {'; '.join(problems)}"
