@@ -1,0 +1,271 @@
+"""The pipeline on this machine: Beam's DirectRunner, and a record of runs in SQLite.
+
+Everything is kept in the output folder:
+
+    artifacts/     what each component made
+    metadata.db    which component made what from what; decides what need not run again
+    training/      checkpoints and logs of a training that has not finished
+    serving/       pushed models, one folder per version
+    logs/          one file per run
+"""
+
+import datetime
+import json
+import logging
+import os
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+from ml_metadata.proto import metadata_store_pb2
+from tfx.dsl.compiler import compiler, constants
+from tfx.orchestration import metadata
+from tfx.orchestration.local import runner_utils
+from tfx.orchestration.pipeline import Pipeline
+from tfx.orchestration.portable import (
+    beam_executor_operator,
+    launcher,
+    python_executor_operator,
+    runtime_parameter_utils,
+)
+from tfx.orchestration.portable.mlmd import execution_lib
+from tfx.proto.orchestration import executable_spec_pb2, pipeline_pb2
+from tfx.types import Artifact
+
+from components.evaluator.executor import SCORES_FILE
+from components.sample_gen.component import SampleGen
+from pipeline.logs import logged_to
+from pipeline.pipeline import create_pipeline
+from pipeline.settings import PipelineSettings
+from umx_model.data.check import check_fits
+from umx_model.data.track_folder import database_fingerprint, read_database
+from umx_model.errors import InputError
+from umx_model.evaluation.evaluate import METRIC, TargetScore, table
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LocalRunResult:
+    """How a run ended.
+
+    Attributes:
+        pushed_version_dir: the served SavedModel; None where the model was not blessed.
+        scores: the Evaluator's report, `scores.json`.
+        model_dir: the trained model folder.
+        log_file: what TFX, Beam and TensorFlow had to say.
+        cached: the components that need not run.
+    """
+
+    pushed_version_dir: str | None
+    scores: dict[str, Any]
+    model_dir: str
+    log_file: str
+    cached: tuple[str, ...]
+
+
+class ComponentError(Exception):
+    """A component failed; the cause is chained."""
+
+
+def describe(result: LocalRunResult) -> str:
+    """Say where the model is, how good it is and how to use it."""
+    scores = result.scores
+    none = {"mixture": None, "estimates": None}
+    summary = {
+        target: TargetScore(**{key: float("nan") if figures[key] is None else figures[key] for key in none})
+        for target, figures in scores["targets"].items()
+    }
+    folder = result.pushed_version_dir
+    lines = ["", f"{METRIC}; {len(scores['samples'])} {scores['split']} samples", table(summary), ""]
+    if folder is None:
+        lines.append("Not pushed, because the model is not good enough:")
+        lines += [f"  {objection}" for objection in scores["objections"]]
+        lines.append(f"The model is kept in {result.model_dir}")
+        folder = result.model_dir
+    else:
+        lines.append(f"Pushed to {folder}")
+    lines += [
+        "Use it:",
+        f"  umx-pro separate --model {shlex.quote(folder)} SONG",
+        f'  python -c \'import umx_model as umx; stems = umx.load_separator("{folder}").separate("SONG")\'',
+    ]
+    return "\n".join(lines)
+
+
+def run_local(settings: PipelineSettings, report: Callable[[str], None] = print) -> LocalRunResult:
+    """Run the pipeline, skipping components whose inputs, settings and code have not changed.
+
+    A run that failed or was interrupted continues where it stopped when it is run again.
+
+    Args:
+        settings: what to run.
+        report: takes one line per component when it is done.
+
+    Raises:
+        InputError: settings, database or folders cannot be used; one line per problem.
+        ComponentError: a component failed.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    check_settings(settings)
+    with logged_to(os.path.join(settings.output, "logs")) as log_file:
+        database = os.path.join(settings.output, "metadata.db")
+        connection = metadata.sqlite_metadata_connection_config(database)
+        _forget_lost_versions(connection)
+        pipeline = create_pipeline(settings, database_fingerprint(settings.data), connection)
+        if not settings.beam_args:
+            _read_in_parallel(pipeline)
+        plan = compiler.Compiler().compile(pipeline)
+        return _summary(_run(plan, connection, report, log_file), log_file)
+
+
+def check_settings(settings: PipelineSettings) -> None:
+    """Refuse, before anything is written, what would fail later.
+
+    Raises:
+        InputError: one line per problem.
+    """
+    profile = settings.profile
+    samples = read_database(settings.data, profile.model.targets)
+    check_fits(samples["train"], profile.model, profile.train.excerpt_seconds)
+    for split in samples.keys() - {"train"}:
+        # These are used whole, so any length does that holds an STFT frame.
+        check_fits(samples[split], profile.model, profile.model.n_fft / profile.model.sample_rate)
+    for name, folder in (("output", settings.output), ("push_destination", settings.serving_folder)):
+        _require_writable(name, folder)
+
+
+def _require_writable(name: str, folder: str) -> None:
+    """Write and remove a file in a folder, or say that this cannot be done."""
+    probe = os.path.join(folder, f".umx-pro-{os.getpid()}")
+    try:
+        tf.io.gfile.makedirs(folder)
+        with tf.io.gfile.GFile(probe, "w") as file:
+            file.write("")
+        tf.io.gfile.remove(probe)
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "message", str(error))
+        raise InputError(f"{name} {folder}: cannot be written ({reason}); choose another folder") from None
+
+
+def _read_in_parallel(pipeline: Pipeline) -> None:
+    """Have SampleGen read on all cores; the other components' work is too short to gain from it."""
+    [sample_gen] = [component for component in pipeline.components if isinstance(component, SampleGen)]
+    sample_gen.with_beam_pipeline_args(
+        [
+            "--direct_running_mode=multi_threading",
+            "--direct_num_workers=0",
+            # Named only because TFX otherwise packs itself up for workers elsewhere, which takes seconds.
+            "--sdk_container_image=none",
+        ]
+    )
+
+
+def _run(
+    plan: pipeline_pb2.Pipeline,
+    connection: metadata_store_pb2.ConnectionConfig,
+    report: Callable[[str], None],
+    log_file: str,
+) -> dict[str, "_Done"]:
+    """Run the components one after the other, as TFX's LocalDagRunner does, and say how each went."""
+    run_id = {constants.PIPELINE_RUN_ID_PARAMETER_NAME: datetime.datetime.now().isoformat()}
+    runtime_parameter_utils.substitute_runtime_parameter(plan, run_id)
+    deployment = runner_utils.extract_local_deployment_config(plan)
+    done = {}
+    for node in (node.pipeline_node for node in plan.nodes):
+        name = node.node_info.id
+        component = launcher.Launcher(
+            pipeline_node=node,
+            mlmd_connection=metadata.Metadata(connection),
+            pipeline_info=plan.pipeline_info,
+            pipeline_runtime_spec=plan.runtime_spec,
+            executor_spec=runner_utils.extract_executor_spec(deployment, name),
+            custom_executor_operators=_OPERATORS,
+        )
+        start = time.monotonic()
+        try:
+            execution = component.launch()
+        except InputError:
+            raise
+        except _Interrupted:
+            raise KeyboardInterrupt from None
+        except Exception as error:
+            _log.info("%s failed", name, exc_info=True)
+            raise ComponentError(f"{name} failed: {_first_line(error)}; more in {log_file}") from error
+        with metadata.Metadata(connection) as store:
+            done[name] = _Done.read(store, execution.execution_id)
+        took = "cached" if done[name].cached else f"{time.monotonic() - start:.1f} s"
+        report(f"{name:<17}{took:>10}")
+    return done
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A component that has run, or need not."""
+
+    cached: bool
+    outputs: dict[str, Artifact]
+
+    @classmethod
+    def read(cls, store: metadata.Metadata, execution_id: int) -> "_Done":
+        [execution] = store.store.get_executions_by_id([execution_id])
+        outputs = execution_lib.get_output_artifacts(store, execution_id)
+        cached = execution.last_known_state == metadata_store_pb2.Execution.CACHED
+        return cls(cached, {key: artifacts[0] for key, artifacts in outputs.items()})
+
+
+class _Interrupted(Exception):  # noqa: N818 (it is no error)
+    """Ctrl-C while a component runs, as an exception after which TFX cleans up."""
+
+
+class _PythonOperator(python_executor_operator.PythonExecutorOperator):
+    def run_executor(self, execution_info: Any) -> Any:
+        try:
+            return super().run_executor(execution_info)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+
+
+class _BeamOperator(beam_executor_operator.BeamExecutorOperator):
+    def run_executor(self, execution_info: Any, make_beam_pipeline_fn: Any = None) -> Any:
+        try:
+            return super().run_executor(execution_info, make_beam_pipeline_fn)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+
+
+_OPERATORS = {
+    executable_spec_pb2.PythonClassExecutableSpec: _PythonOperator,
+    executable_spec_pb2.BeamExecutableSpec: _BeamOperator,
+}
+
+
+def _summary(done: dict[str, _Done], log_file: str) -> LocalRunResult:
+    pushed = done["Pusher"].outputs["pushed_model"]
+    with tf.io.gfile.GFile(os.path.join(done["Evaluator"].outputs["evaluation"].uri, SCORES_FILE)) as file:
+        scores = json.loads(file.read())
+    return LocalRunResult(
+        pushed_version_dir=pushed.get_string_custom_property("pushed_destination") or None,
+        scores=scores,
+        model_dir=done["Trainer"].outputs["model"].uri,
+        log_file=log_file,
+        cached=tuple(name for name, component in done.items() if component.cached),
+    )
+
+
+def _forget_lost_versions(connection: metadata_store_pb2.ConnectionConfig) -> None:
+    """Make the Pusher run again where the version that it pushed is no longer there."""
+    with metadata.Metadata(connection) as handle:
+        for artifact in handle.store.get_artifacts_by_type("PushedModel"):
+            folder = artifact.custom_properties["pushed_destination"].string_value
+            if artifact.state == metadata_store_pb2.Artifact.LIVE and folder and not tf.io.gfile.isdir(folder):
+                artifact.state = metadata_store_pb2.Artifact.DELETED
+                handle.store.put_artifacts([artifact])
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

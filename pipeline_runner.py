@@ -1,0 +1,102 @@
+"""Runs the pipeline somewhere.
+
+python pipeline_runner.py local --data DIR      on this machine
+"""
+
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import click
+import typer
+
+_INTERRUPTED = "interrupted; the same command continues where it stopped"
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def pipeline() -> None:
+    """Train, judge and push a separator: the UMX-PRO pipeline."""
+
+
+@app.command()
+def local(
+    data: Annotated[str | None, typer.Option(help="Database: a folder with train/ and valid/.")] = None,
+    targets: Annotated[str | None, typer.Option(help="Comma-separated. [default: as found in the database]")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder for all that the run leaves. [default: umx-pro-output]")
+    ] = None,
+    push_destination: Annotated[
+        str | None, typer.Option(help="Folder of served versions. [default: OUTPUT/serving]")
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="Profile (JSON or YAML) or model folder to start from.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change the profile, as train.epochs=2. Repeatable.")
+    ] = None,
+    floor: Annotated[
+        float | None, typer.Option(help="dB above the mixture that every target needs. [default: 0]")
+    ] = None,
+    beam_arg: Annotated[list[str] | None, typer.Option(help="Option for Beam. Repeatable.")] = None,
+    settings: Annotated[
+        str | None, typer.Option(help="File with settings (YAML or JSON); options win over it.")
+    ] = None,
+) -> None:
+    """Run the pipeline on this machine. Run again, it continues where it stopped and skips what is done."""
+    options = {
+        "data": data,
+        "targets": targets,
+        "output": output,
+        "push_destination": push_destination,
+        "profile": profile,
+        "set": _assignments(changes),
+        "floor_db": floor,
+        "beam_args": beam_arg or None,
+    }
+    # Imported here: TFX takes seconds, which --help and a wrong option should not.
+    from pipeline.settings import PipelineSettings
+
+    chosen = PipelineSettings.load(options, settings)
+    from pipeline.local import describe, run_local
+
+    typer.echo(describe(run_local(chosen, typer.echo)))
+
+
+def _assignments(changes: list[str] | None) -> dict[str, Any] | None:
+    from umx_model.errors import InputError
+
+    wrong = [change for change in changes or [] if "=" not in change]
+    if wrong:
+        raise InputError("\n".join(f"--set {change}: expected NAME=VALUE, as in train.epochs=2" for change in wrong))
+    return dict(change.split("=", 1) for change in changes) if changes else None
+
+
+def main() -> int:
+    """Run the command line; returns the exit code: 2 for a user's mistake, 130 for Ctrl-C, 1 for a failure."""
+    from umx_model.errors import InputError
+
+    try:
+        # The value is an exit code where a command ended early: after --help, or Ctrl-C, which typer swallows.
+        code = app(prog_name="pipeline_runner.py", standalone_mode=False) or 0
+        return _end(_INTERRUPTED, code) if code == 130 else code
+    except (KeyboardInterrupt, click.Abort):
+        return _end(_INTERRUPTED, 130)
+    except click.UsageError as error:
+        return _end(f"error: {error.format_message().rstrip('.')} (see --help)", 2)
+    except InputError as error:
+        return _end(f"error: {error}", 2)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return _end(f"failed: {reason} (UMX_PRO_DEBUG=1 shows where)", 1)
+
+
+def _end(message: str, code: int) -> int:
+    if os.environ.get("UMX_PRO_DEBUG") == "1":
+        traceback.print_exc()
+    print(f"umx-pro: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

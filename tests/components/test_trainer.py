@@ -1,0 +1,52 @@
+"""What the Trainer refuses, and when two trainings are the same."""
+
+from pathlib import Path
+
+import pytest
+from tensorflow_metadata.proto.v0 import anomalies_pb2
+from tfx.types import artifact_utils, standard_artifacts
+
+from components.trainer.executor import refuse_anomalies, training_key
+from umx_model.errors import InputError
+from umx_model.profile import ModelProfile, Profile
+
+
+def write(folder: Path, **splits: anomalies_pb2.Anomalies) -> standard_artifacts.ExampleAnomalies:
+    artifact = standard_artifacts.ExampleAnomalies()
+    artifact.uri = str(folder)
+    artifact.split_names = artifact_utils.encode_split_names(list(splits))
+    for split, found in splits.items():
+        (folder / f"Split-{split}").mkdir()
+        (folder / f"Split-{split}" / "SchemaDiff.pb").write_bytes(found.SerializeToString())
+    return artifact
+
+
+def test_anomalies_are_named(tmp_path: Path) -> None:
+    found = anomalies_pb2.Anomalies()
+    found.anomaly_info["peak"].short_description = "Out-of-range values"
+    found.anomaly_info["peak"].description = "Unexpectedly high values: 32767 > 16."
+    few = anomalies_pb2.Anomalies()
+    few.dataset_anomaly_info.short_description = "Low num examples in dataset."
+    few.dataset_anomaly_info.description = "Found 0."
+    with pytest.raises(InputError) as caught:
+        refuse_anomalies(write(tmp_path, train=found, valid=few))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "train/: peak: out-of-range values: Unexpectedly high values: 32767 > 16."
+    assert lines[1].startswith("valid/: database: low num examples")
+    assert "data_schema/schema.pbtxt" in lines[2]
+
+
+def test_no_anomalies_no_refusal(tmp_path: Path) -> None:
+    refuse_anomalies(write(tmp_path, train=anomalies_pb2.Anomalies(), valid=anomalies_pb2.Anomalies()))
+
+
+def test_a_training_is_known_by_profile_and_data() -> None:
+    profile = Profile(model=ModelProfile(targets=("vocals", "drums")))
+    keys = {
+        training_key(profile, "data"),
+        training_key(profile, "other data"),
+        training_key(profile.updated({"train.seed": 43}), "data"),
+        training_key(profile.updated({"model.targets": "drums,vocals"}), "data"),
+    }
+    assert len(keys) == 4
+    assert training_key(Profile.parse(profile.model_dump_json()), "data") == training_key(profile, "data")

@@ -1,0 +1,208 @@
+"""Audio files, held against what soundfile reads and against the waveforms that were written."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import tensorflow as tf
+from helpers import write_m4a
+
+from umx_model.data import audio
+from umx_model.errors import InputError
+
+RATE = 44100
+
+
+def noise(samples: int, channels: int = 2, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-0.9, 0.9, (samples, channels)).astype(np.float32)
+
+
+def tone(samples: int, rate: int = RATE, hertz: float = 440.0) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(samples) / rate).astype(np.float32)[:, np.newaxis]
+
+
+FORMATS = [
+    ("x.wav", None, RATE),
+    ("x.wav", "PCM_24", RATE),
+    ("x.wav", "PCM_32", RATE),
+    ("x.wav", "FLOAT", RATE),
+    ("x.wav", "DOUBLE", RATE),
+    ("x.flac", None, RATE),
+    ("x.ogg", None, RATE),
+    ("x.opus", None, 48000),
+    ("x.mp3", None, RATE),
+    ("x.aiff", None, RATE),
+]
+
+
+@pytest.mark.parametrize(("file", "subtype", "rate"), FORMATS)
+def test_written_file_probes_and_reads_as_soundfile_says(
+    tmp_path: Path, file: str, subtype: str | None, rate: int
+) -> None:
+    path = tmp_path / file
+    audio.write(path, noise(100_003), rate, subtype)
+    expected, expected_rate = sf.read(path, dtype="float32", always_2d=True)
+    info = audio.probe(path)
+    assert (info.sample_rate, info.channels, info.samples) == (expected_rate, 2, 100_003)
+    assert info.format == f"{sf.info(path).format}/{sf.info(path).subtype}"
+    np.testing.assert_array_equal(audio.read(path), expected)
+    np.testing.assert_array_equal(audio.read(path, 1000, 70_000), expected[1000:71_000])
+    blocks = list(audio.stream(path, block_samples=30_000))
+    assert [len(block) for block in blocks] == [30_000, 30_000, 30_000, 10_003]
+    np.testing.assert_array_equal(np.concatenate(blocks), expected)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("subtype", "tolerance"), [("PCM_16", 2**-15), ("PCM_24", 2**-23), ("FLOAT", 0)])
+def test_lossless_round_trip(tmp_path: Path, subtype: str, tolerance: float) -> None:
+    waveform = noise(5000, channels=3)
+    audio.write(tmp_path / "x.wav", waveform, RATE, subtype)
+    assert np.abs(audio.read(tmp_path / "x.wav") - waveform).max() <= tolerance
+
+
+def test_integer_files_clip_instead_of_wrapping(tmp_path: Path) -> None:
+    audio.write(tmp_path / "x.wav", np.array([1.5, -1.5], np.float32), RATE)
+    np.testing.assert_allclose(audio.read(tmp_path / "x.wav")[:, 0], [1, -1], atol=2**-15)
+
+
+def test_long_vorbis_is_written_without_crashing(tmp_path: Path) -> None:
+    samples = 40 * RATE  # libsndfile crashes on this in one call
+    audio.write(tmp_path / "x.ogg", np.zeros((samples, 2), np.float32), RATE)
+    assert audio.probe(tmp_path / "x.ogg").samples == samples
+
+
+def test_m4a_and_video_are_decoded_by_ffmpeg(tmp_path: Path) -> None:
+    waveform = np.repeat(tone(RATE), 2, axis=1)
+    write_m4a(tmp_path / "x.m4a", waveform)
+    info = audio.probe(tmp_path / "x.m4a")
+    assert (info.format, info.sample_rate, info.channels) == ("PyAV/aac", RATE, 2)
+    decoded = audio.read(tmp_path / "x.m4a")
+    assert len(decoded) == info.samples
+    middle = slice(5000, 40_000)
+    assert np.sqrt(np.mean((decoded[middle] - waveform[middle]) ** 2)) < 0.01
+    np.testing.assert_array_equal(audio.read(tmp_path / "x.m4a", 1234, 20_000), decoded[1234:21_234])
+    blocks = list(audio.stream(tmp_path / "x.m4a", block_samples=10_000))
+    assert {len(block) for block in blocks[:-1]} == {10_000}
+    np.testing.assert_array_equal(np.concatenate(blocks), decoded)
+
+
+@pytest.mark.parametrize("file", ["x.wav", "x.flac", "x.ogg"])
+def test_files_on_another_file_system(tmp_path: Path, file: str) -> None:
+    audio.write(tmp_path / file, noise(70_001), RATE)
+    remote = f"ram://{tmp_path.name}-{file}"
+    tf.io.gfile.copy(str(tmp_path / file), remote)
+    assert audio.probe(remote).samples == 70_001
+    np.testing.assert_array_equal(audio.read(remote, 100, 66_000), audio.read(tmp_path / file, 100, 66_000))
+    audio.write(f"ram://written-{file}", noise(1000), RATE)
+    assert audio.probe(f"ram://written-{file}").samples == 1000
+
+
+@pytest.mark.parametrize(("from_rate", "to_rate"), [(48000, 44100), (44100, 48000), (22050, 44100), (44100, 16000)])
+@pytest.mark.parametrize("samples", [1, 999, 44100, 50_001])
+def test_resampled_length_and_tone(samples: int, from_rate: int, to_rate: int) -> None:
+    resampled = audio.resample(tone(samples, from_rate), from_rate, to_rate)
+    assert resampled.shape == (math.ceil(samples * to_rate / from_rate), 1)
+    if samples > 40_000:
+        expected = tone(len(resampled), to_rate)
+        assert np.abs(resampled - expected)[1000:-1000].max() < 1e-4
+
+
+def damaged(path: Path, kind: str) -> None:
+    content = bytearray(path.read_bytes())
+    if kind == "truncated":
+        content = content[: len(content) * 2 // 3]
+    elif kind == "corrupt":
+        middle = len(content) // 2
+        content[middle : middle + 3000] = np.random.default_rng(0).bytes(3000)
+    elif kind == "zero-length":
+        content = bytearray()
+    elif kind == "not an audio file":
+        content = bytearray(np.random.default_rng(0).bytes(5000))
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        *[(file, "truncated") for file in ("x.wav", "x.flac", "x.ogg", "x.mp3", "x.m4a")],
+        ("x.flac", "corrupt"),
+        *[(file, kind) for file in ("x.wav", "x.m4a") for kind in ("zero-length", "not an audio file")],
+    ],
+)
+def test_damaged_file_is_refused_in_one_line_that_names_it(tmp_path: Path, file: str, kind: str) -> None:
+    path = tmp_path / file
+    (write_m4a if file == "x.m4a" else lambda *a: audio.write(*a, RATE))(path, noise(3 * RATE))
+    damaged(path, kind)
+    with pytest.raises(InputError, match=kind) as caught:
+        audio.read(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["x.wav", "x.ogg", "x.m4a"])
+def test_probe_notices_truncation(tmp_path: Path, file: str) -> None:
+    path = tmp_path / file
+    (write_m4a if file == "x.m4a" else lambda *a: audio.write(*a, RATE))(path, noise(3 * RATE))
+    damaged(path, "truncated")
+    with pytest.raises(InputError, match="truncated"):
+        audio.probe(path)
+
+
+def test_ogg_cut_between_pages_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.ogg"
+    audio.write(path, noise(3 * RATE), RATE)
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex(b"OggS")])
+    with pytest.raises(InputError, match="truncated: its end-of-stream page is missing"):
+        audio.probe(path)
+
+
+def test_wav_of_unknown_length_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.wav"
+    sf.write(path, noise(5000), RATE)
+    expected = audio.read(path)
+    content = bytearray(path.read_bytes())
+    content[4:8] = content[40:44] = b"\xff\xff\xff\xff"  # as written by a program that streams
+    path.write_bytes(content)
+    np.testing.assert_array_equal(audio.read(path), expected)
+
+
+def test_missing_file_folder_and_empty_audio_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        audio.probe(tmp_path / "x.wav")
+    with pytest.raises(InputError, match="is a folder"):
+        audio.probe(tmp_path)
+    sf.write(tmp_path / "x.wav", np.zeros((0, 2)), RATE)
+    with pytest.raises(InputError, match="0 samples"):
+        audio.probe(tmp_path / "x.wav")
+    (tmp_path / "x.txt").write_text("no audio")
+    with pytest.raises(InputError, match=r"x\.txt"):
+        audio.probe(tmp_path / "x.txt")
+
+
+def test_reading_behind_the_end_is_refused(tmp_path: Path) -> None:
+    audio.write(tmp_path / "x.wav", noise(1000), RATE)
+    with pytest.raises(InputError, match="1000 samples found, 1001 expected"):
+        audio.read(tmp_path / "x.wav", 500, 501)
+
+
+def test_unwritable_targets_leave_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="make it first"):
+        audio.write(tmp_path / "missing" / "x.wav", noise(10), RATE)
+    with pytest.raises(InputError, match="use one of wav, flac"):
+        audio.write(tmp_path / "x.m4a", noise(10), RATE)
+    with pytest.raises(InputError, match="cannot hold FLOAT"):
+        audio.write(tmp_path / "x.flac", noise(10), RATE, "FLOAT")
+    with pytest.raises(InputError, match="cannot be written with 2 channels at 44100 Hz"):
+        audio.write(tmp_path / "x.opus", noise(10), RATE)
+
+    def interrupted() -> None:
+        with audio.create(tmp_path / "x.wav", RATE, 2) as file:
+            file.write(noise(10))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []

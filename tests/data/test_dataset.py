@@ -1,0 +1,279 @@
+"""The tf.data pipeline, held against soundfile's reading of the same files."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import tensorflow as tf
+from helpers import make_database, make_sample
+from scipy import stats
+
+from umx_model.data import augmentation
+from umx_model.data.dataset import FixedSourcesTrackFolderDataset, reading_error
+from umx_model.data.track_folder import read_database
+from umx_model.errors import InputError
+
+RATE = 8000
+TARGETS = ["vocals", "drums"]
+PLAIN = {"random_track_mix": False, "gain_range": None, "swap_channels": 0.0}
+
+# Formats that are read inside the graph, and formats that libsndfile reads.
+FORMATS = [
+    *[("wav", "PCM_16"), ("wav", "FLOAT")],
+    *[("wav", "PCM_24"), ("wav", "PCM_32"), ("wav", "PCM_U8"), ("flac", "PCM_16"), ("ogg", "VORBIS")],
+]
+
+
+def take(root: Path, count: int, **options) -> np.ndarray:
+    dataset = FixedSourcesTrackFolderDataset(root, "train", TARGETS, 0.25, **options)
+    return np.stack(list(dataset.take(count).as_numpy_iterator()))
+
+
+def locate(excerpt: np.ndarray, sources: list[np.ndarray]) -> tuple[int, int]:
+    """Find which source holds an excerpt `[samples, channels]`, and where."""
+    for index, source in enumerate(sources):
+        candidates = np.flatnonzero(np.all(source[: len(source) - len(excerpt) + 1] == excerpt[0], axis=1))
+        for start in candidates:
+            if np.array_equal(source[start : start + len(excerpt)], excerpt):
+                return index, int(start)
+    raise AssertionError("the excerpt is in no source")
+
+
+def sources(root: Path, target: str, extension: str = "wav") -> list[np.ndarray]:
+    files = sorted(root.glob(f"train/*/{target}.{extension}"))
+    return [sf.read(file, dtype="float32", always_2d=True)[0] for file in files]
+
+
+@pytest.fixture(scope="module")
+def noise_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four samples of noise, so that every excerpt can be told from all others."""
+    root = tmp_path_factory.mktemp("noise")
+    generator = np.random.default_rng(0)
+    for name in "abcd":
+        for split in ("train", "valid"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for target in TARGETS:
+                waveform = generator.uniform(-0.9, 0.9, (RATE + 100 * ord(name), 2))
+                sf.write(folder / f"{target}.wav", waveform, RATE)
+    return root
+
+
+@pytest.mark.parametrize(("extension", "subtype"), FORMATS)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_excerpts_equal_what_soundfile_reads(tmp_path: Path, extension: str, subtype: str, channels: int) -> None:
+    generator = np.random.default_rng(1)
+    for split in ("train", "valid"):
+        folder = make_sample(tmp_path / split / "a", TARGETS, 0.01)
+        for target in TARGETS:
+            (folder / f"{target}.wav").unlink()
+            waveform = generator.uniform(-0.9, 0.9, (RATE + 1, channels))
+            sf.write(folder / f"{target}.{extension}", waveform, RATE, subtype=subtype)
+    excerpts = take(tmp_path, 4, **PLAIN)
+    assert excerpts.shape == (4, 2000, channels, 2)
+    for excerpt in excerpts:
+        places = [locate(excerpt[..., t], sources(tmp_path, target, extension)) for t, target in enumerate(TARGETS)]
+        assert places[0] == places[1]
+
+
+def test_formats_may_be_mixed(tmp_path: Path) -> None:
+    root = make_database(tmp_path, {"train": 1, "valid": 1}, sample_rate=RATE)
+    make_sample(root / "train" / "float", sample_rate=RATE, seed=7, subtype="FLOAT")
+    make_sample(root / "train" / "flac", sample_rate=RATE, seed=8, extension="flac")
+    found = {extension: sources(root, "drums", extension) for extension in ("wav", "flac")}
+    for excerpt in take(root, 12, **PLAIN):
+        locate(excerpt[..., 1], found["wav"] + found["flac"])
+
+
+def test_wav_with_odd_chunks_before_its_samples(tmp_path: Path) -> None:
+    root = make_database(tmp_path, {"train": 1, "valid": 1}, sample_rate=RATE)
+    path = root / "train" / "song00" / "drums.wav"
+    content = path.read_bytes()
+    path.write_bytes(content[:36] + b"LIST\x03\x00\x00\x00abc\x00" + content[36:])
+    expected = sources(root, "drums")
+    for excerpt in take(root, 3, **PLAIN):
+        locate(excerpt[..., 1], expected)
+
+
+def test_excerpts_do_not_depend_on_parallelism(noise_database: Path) -> None:
+    one = take(noise_database, 64, num_parallel_calls=1)
+    # The reader that this guards against mixed up files in a few percent of parallel reads.
+    for calls in (4, 16):
+        np.testing.assert_array_equal(take(noise_database, 64, num_parallel_calls=calls), one)
+
+
+def test_a_later_start_continues_the_sequence(noise_database: Path) -> None:
+    whole = take(noise_database, 20)
+    np.testing.assert_array_equal(take(noise_database, 9, first_excerpt=11), whole[11:])
+
+
+def test_the_seed_decides(noise_database: Path) -> None:
+    np.testing.assert_array_equal(take(noise_database, 8, seed=1), take(noise_database, 8, seed=1))
+    assert not np.array_equal(take(noise_database, 8, seed=1), take(noise_database, 8, seed=2))
+
+
+def test_each_round_takes_every_sample_once(noise_database: Path) -> None:
+    found = [
+        locate(excerpt[..., 0], sources(noise_database, "vocals")) for excerpt in take(noise_database, 40, **PLAIN)
+    ]
+    rounds = np.array([index for index, _ in found]).reshape(10, 4)
+    assert np.array_equal(np.sort(rounds, axis=1), np.tile(np.arange(4), (10, 1)))
+    assert len({tuple(one) for one in rounds}) > 3
+    assert len({start for _, start in found}) > 35
+
+
+def test_random_track_mixing_draws_targets_independently(noise_database: Path) -> None:
+    options = {**PLAIN, "random_track_mix": True}
+    both = [sources(noise_database, target) for target in TARGETS]
+    table = np.zeros((4, 4))
+    for excerpt in take(noise_database, 400, **options):
+        (vocals, start), (drums, other) = (locate(excerpt[..., t], both[t]) for t in range(2))
+        table[vocals, drums] += 1
+        assert start != other
+    assert table.min() > 0
+    assert stats.chi2_contingency(table).pvalue > 1e-3
+
+
+def test_gains_and_swaps_are_all_that_augmentation_changes(noise_database: Path) -> None:
+    plain = take(noise_database, 30, **PLAIN)
+    changed = take(noise_database, 30, random_track_mix=False, gain_range=(0.25, 1.25), swap_channels=0.5)
+    swaps = 0
+    for before, after in zip(plain, changed, strict=True):
+        for target in range(2):
+            gain = np.linalg.norm(after[..., target]) / np.linalg.norm(before[..., target])
+            assert 0.25 <= gain <= 1.25
+            straight = np.allclose(after[..., target], gain * before[..., target], atol=1e-5)
+            swapped = np.allclose(after[..., target], gain * before[:, ::-1, target], atol=1e-5)
+            assert straight != swapped
+            swaps += swapped
+    assert 15 < swaps < 45
+
+
+def draws(count: int, **options) -> augmentation.Draw:
+    arguments = {
+        "seed": 42,
+        "lengths": tf.constant([1000, 2000, 5000], tf.int64),
+        "excerpt_samples": 900,
+        "targets": 3,
+        "random_track_mix": True,
+        "gain_range": (0.25, 1.25),
+        "swap_channels": 0.3,
+        **options,
+    }
+    numbers = tf.data.Dataset.range(count).map(lambda number: augmentation.draw(number, **arguments))
+    return augmentation.Draw(*(np.stack(values) for values in zip(*numbers.as_numpy_iterator(), strict=True)))
+
+
+def test_draws_have_the_promised_distributions() -> None:
+    drawn = draws(3000)
+    assert stats.kstest(drawn.gains.ravel(), stats.uniform(0.25, 1.0).cdf).pvalue > 1e-3
+    assert stats.binomtest(int(drawn.swaps.sum()), drawn.swaps.size, 0.3).pvalue > 1e-3
+    for sample, length in enumerate((1000, 2000, 5000)):
+        starts = drawn.starts[drawn.samples == sample]
+        assert (starts.min(), starts.max() <= length - 900) == (pytest.approx(0, abs=20), True)
+        assert stats.kstest((starts + 0.5) / (length - 899), "uniform").pvalue > 1e-3
+    correlations = np.corrcoef(drawn.gains, rowvar=False)[np.triu_indices(3, 1)]
+    assert np.abs(correlations).max() < 0.07
+    pairs, counts = np.unique(drawn.samples[:, :2], axis=0, return_counts=True)
+    assert len(pairs) == 9
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_without_augmentation_the_draws_are_trivial() -> None:
+    drawn = draws(50, random_track_mix=False, gain_range=None, swap_channels=0.0)
+    assert np.all(drawn.gains == 1)
+    assert not drawn.swaps.any()
+    assert np.all(drawn.samples == drawn.samples[:, :1])
+    assert np.all(drawn.starts == drawn.starts[:, :1])
+    assert draws(20, swap_channels=1.0).swaps.all()
+
+
+def test_a_sample_exactly_as_long_as_the_excerpt() -> None:
+    assert np.all(draws(20, lengths=tf.constant([900], tf.int64)).starts == 0)
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_whole_samples_come_once_in_order_and_unchanged(tmp_path: Path, split: str) -> None:
+    root = make_database(tmp_path, {"train": 1, split: 2}, TARGETS, 1.1, RATE)
+    make_sample(root / split / "song02", TARGETS, 1.0, RATE, extension="flac", seed=9)
+    pieces = list(FixedSourcesTrackFolderDataset(root, split, TARGETS, 0.5).as_numpy_iterator())
+    assert [len(piece) for piece in pieces] == [4000, 4000, 800, 4000, 4000, 800, 4000, 4000]
+    for target, name in enumerate(TARGETS):
+        files = sorted((root / split).glob(f"*/{name}.*"))
+        expected = np.concatenate([sf.read(file, dtype="float32")[0] for file in files])
+        np.testing.assert_array_equal(np.concatenate(pieces)[..., target], expected)
+
+
+def test_mixture_is_the_sum_of_the_targets(tmp_path: Path) -> None:
+    root = make_database(tmp_path, {"train": 1, "valid": 1}, TARGETS, 1.0, RATE)
+    piece = next(iter(FixedSourcesTrackFolderDataset(root, "valid", TARGETS, 1.0)))
+    expected = sum(sf.read(root / f"valid/song00/{target}.wav", dtype="float32")[0] for target in TARGETS)
+    np.testing.assert_allclose(tf.reduce_sum(piece, -1), expected, atol=1e-7)
+
+
+def test_it_is_a_dataset_with_static_shapes(database: Path) -> None:
+    train = FixedSourcesTrackFolderDataset(database, "train", TARGETS, 0.5)
+    assert isinstance(train, tf.data.Dataset)
+    assert train.element_spec == tf.TensorSpec([22050, 2, 2], tf.float32)
+    assert (train.sample_rate, train.channels, train.targets) == (44100, 2, ("vocals", "drums"))
+    assert [sample.id for sample in train.samples] == ["song00", "song01", "song02"]
+    assert next(iter(train.batch(3).prefetch(1))).shape == (3, 22050, 2, 2)
+    valid = FixedSourcesTrackFolderDataset(database, "valid", TARGETS, 0.5)
+    assert valid.element_spec == tf.TensorSpec([None, 2, 2], tf.float32)
+
+
+def test_samples_inspected_before(database: Path) -> None:
+    samples = read_database(database, TARGETS)["train"]
+    dataset = FixedSourcesTrackFolderDataset.from_samples(samples, targets=TARGETS[::-1], excerpt_seconds=0.5, **PLAIN)
+    assert dataset.targets == ("drums", "vocals")
+    direct = FixedSourcesTrackFolderDataset(database, "train", TARGETS, 0.5, **PLAIN)
+    np.testing.assert_array_equal(next(iter(dataset))[..., ::-1], next(iter(direct)))
+
+
+def test_files_on_another_file_system(database: Path) -> None:
+    root = f"ram://{database.parent.name}"
+    for folder, _, files in os.walk(database):
+        for file in files:
+            path = Path(folder, file)
+            tf.io.gfile.makedirs(f"{root}/{path.relative_to(database).parent}")
+            tf.io.gfile.copy(str(path), f"{root}/{path.relative_to(database)}")
+    np.testing.assert_array_equal(
+        next(iter(FixedSourcesTrackFolderDataset(root, "train", TARGETS, 0.5))),
+        next(iter(FixedSourcesTrackFolderDataset(database, "train", TARGETS, 0.5))),
+    )
+
+
+def test_sample_shorter_than_the_excerpt(database: Path) -> None:
+    make_sample(database / "train" / "short", TARGETS, 0.4)
+    with pytest.raises(InputError, match=r"^train/short: 17640 samples long, an excerpt takes 22050"):
+        FixedSourcesTrackFolderDataset(database, "train", TARGETS, 0.5)
+
+
+def test_samples_of_different_rates(database: Path) -> None:
+    make_sample(database / "train" / "other", TARGETS, 2.0, sample_rate=48000)
+    with pytest.raises(InputError, match=r"train/other has 48000 Hz|train/song00 44100 Hz"):
+        FixedSourcesTrackFolderDataset(database, "train", TARGETS, 0.5)
+
+
+@pytest.mark.parametrize("extension", ["wav", "flac"])
+@pytest.mark.parametrize("damage", ["truncated", "removed"])
+def test_what_goes_wrong_while_reading_names_the_file(tmp_path: Path, extension: str, damage: str) -> None:
+    root = make_database(tmp_path, {"train": 1, "valid": 1}, TARGETS, 2.0, extension=extension)
+    dataset = FixedSourcesTrackFolderDataset(root, "train", TARGETS, 2.0)
+    path = root / "train" / "song00" / f"drums.{extension}"
+    if damage == "removed":
+        path.unlink()
+    else:
+        os.truncate(path, 20_000)
+    with pytest.raises(tf.errors.OpError) as caught:
+        next(iter(dataset))
+    explained = reading_error(caught.value)
+    assert isinstance(explained, InputError)
+    assert str(explained).startswith(str(path))
+    assert "\n" not in str(explained)
+
+
+def test_other_errors_are_not_blamed_on_files() -> None:
+    assert reading_error(tf.errors.ResourceExhaustedError(None, None, "out of memory")) is None

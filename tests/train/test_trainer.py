@@ -1,0 +1,358 @@
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import helpers
+import keras
+import numpy as np
+import pytest
+import scipy.signal
+import soundfile as sf
+import tensorflow as tf
+
+from umx_model.data.track_folder import Sample, read_database
+from umx_model.errors import InputError
+from umx_model.model.folder import read_model
+from umx_model.profile import Profile
+from umx_model.train import trainer
+from umx_model.train.losses import magnitudes
+from umx_model.train.steps import Steps
+from umx_model.train.trainer import TrainingFailedError, train
+
+MODEL = {
+    "targets": ["vocals", "drums"],
+    "sample_rate": 8000,
+    "channels": 2,
+    "n_fft": 512,
+    "hop_length": 256,
+    "hidden_size": 8,
+    "layers": 1,
+    "unidirectional": True,
+    "bandwidth": 4000,
+    "niter": 0,
+}
+TRAIN = {"excerpt_seconds": 0.5, "batch_size": 2, "excerpts_per_sample": 2, "epochs": 2, "learning_rate": 0.01}
+
+
+def make_profile(**train_settings: Any) -> Profile:
+    return Profile.model_validate({"model": MODEL, "train": {**TRAIN, **train_settings}})
+
+
+def dropout_profile(**train_settings: Any) -> Profile:
+    """A profile with two layers, and so dropout, for one target, to be quick."""
+    return make_profile(excerpts_per_sample=4, **train_settings).updated(
+        {"model.layers": 2, "model.targets": ["vocals"]}
+    )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return helpers.make_database(tmp_path_factory.mktemp("database"), seconds=1.2, sample_rate=8000)
+
+
+@pytest.fixture(scope="module")
+def samples(root: Path) -> dict[str, tuple[Sample, ...]]:
+    return read_database(root)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(samples: dict[str, tuple[Sample, ...]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs of six steps of the profile with dropout."""
+    output = tmp_path_factory.mktemp("uninterrupted")
+    train(dropout_profile(), samples, output, quiet=True)
+    return output
+
+
+@pytest.fixture(scope="module")
+def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("finished")
+    train(make_profile(epochs=1), root, output, quiet=True)
+    return output
+
+
+@pytest.fixture
+def model(finished: Path, tmp_path: Path) -> Path:
+    """A model folder after one epoch, to go on from."""
+    return shutil.copytree(finished, tmp_path / "model")
+
+
+def before_step(patch: pytest.MonkeyPatch, number: int, act: Callable[[Steps], Any]) -> None:
+    """Make something happen before a training step; the first has the number 1."""
+    compile_train, calls = Steps.compile_train, []
+
+    def compile_with_accident(self: Steps, spec: Any) -> Any:
+        step = compile_train(self, spec)
+
+        def run(batch: Any) -> tf.Tensor:
+            calls.append(number)
+            if len(calls) == number:
+                act(self)
+            return step(batch)
+
+        return run
+
+    patch.setattr(Steps, "compile_train", compile_with_accident)
+
+
+def saved_state(output: Path) -> dict[str, Any]:
+    """Where the loop stood at the newest checkpoint."""
+    reader = tf.train.load_checkpoint(str(output / "checkpoints"))
+    (name,) = [name for name in reader.get_variable_to_shape_map() if name.startswith("loop/")]
+    return json.loads(reader.get_tensor(name))["state"]
+
+
+def weights(output: Path) -> list[np.ndarray]:
+    """What the newest checkpoint holds of the model and the optimizer."""
+    reader = tf.train.load_checkpoint(str(output / "checkpoints"))
+    names = sorted(reader.get_variable_to_shape_map())
+    return [reader.get_tensor(name) for name in names if name.startswith(("model/", "optimizer/"))]
+
+
+def assert_same_training(a: Path, b: Path) -> None:
+    for x, y in zip(weights(a), weights(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert len(weights(a)) > 50
+    losses = [[(entry["train_loss"], entry["valid_loss"]) for entry in Profile.read(path).history] for path in (a, b)]
+    assert losses[0] == losses[1]
+
+
+def test_leaves_a_model_folder(finished: Path) -> None:
+    profile = Profile.read(finished)
+    assert [entry["epoch"] for entry in profile.history] == [1]
+    keys = {"train_loss", "valid_loss", "valid_loss/vocals", "valid_loss/drums", "learning_rate", "seconds"}
+    assert keys <= set(profile.history[0])
+    assert profile.made_with["tensorflow"] == tf.__version__
+    assert profile.data_fingerprint
+    model, _ = read_model(finished)
+    mixture = np.random.default_rng(0).normal(size=(1, 5000, 2)).astype(np.float32) * 0.1
+    served = tf.saved_model.load(str(finished / "saved_model")).signatures["serving_default"](mixture=mixture)
+    np.testing.assert_allclose(served["drums"], model(mixture)[..., 1], atol=1e-5)
+
+    tags = set()
+    for file in (finished / "logs").iterdir():
+        for event in tf.compat.v1.train.summary_iterator(str(file)):
+            tags |= {value.tag for value in event.summary.value}
+    assert {"train_loss/vocals", "valid_loss/drums", "learning_rate", "excerpts_per_second"} <= tags
+
+
+def test_overfits_a_tiny_database(tmp_path: Path, make_database: Callable[..., Path]) -> None:
+    root = make_database(tmp_path / "database", splits={"train": 1, "valid": 1}, seconds=0.6, sample_rate=8000)
+    for target in ("vocals", "drums"):  # validate on what is trained on
+        (root / "valid" / "song00" / f"{target}.wav").write_bytes(
+            (root / "train" / "song00" / f"{target}.wav").read_bytes()
+        )
+    settings = {"excerpts_per_sample": 40, "epochs": 3, "learning_rate": 0.03, "gain_range": None, "swap_channels": 0}
+    profile = make_profile(**settings).updated({"model.unidirectional": False})
+    history = train(profile, root, tmp_path / "model", quiet=True).history
+    assert history[-1]["train_loss"] < 0.3 * history[0]["train_loss"]
+    assert history[-1]["valid_loss"] < 0.3 * history[0]["valid_loss"]
+
+
+def test_validation_loss_is_that_of_the_weights_over_whole_samples(root: Path, finished: Path) -> None:
+    model, profile = read_model(finished)
+    errors = []
+    for sample in sorted((root / "valid").iterdir()):
+        stems = np.stack([sf.read(sample / f"{target}.wav")[0] for target in MODEL["targets"]], axis=-1)
+        for start in range(0, len(stems) - 511, 4000):
+            piece = stems[start : start + 4000]
+            _, _, z = scipy.signal.stft(
+                np.concatenate([piece.sum(-1, keepdims=True), piece], axis=-1),
+                **{"window": "hann", "nperseg": 512, "noverlap": 256, "boundary": None, "padded": False, "axis": 0},
+            )
+            magnitude = np.moveaxis(np.abs(z), -1, 0) * 256  # [frames, bins, channels, mixture and targets]
+            estimates = model.spectral_filter(magnitude[np.newaxis, ..., 0].astype(np.float32))[0]
+            errors.append((estimates - magnitude[..., 1:]) ** 2)
+    (epoch,) = profile.history
+    frames = np.concatenate(errors)  # [frames, bins, channels, targets]
+    assert epoch["valid_loss"] == pytest.approx(frames.mean(), rel=1e-4)
+    assert epoch["valid_loss/drums"] == pytest.approx(frames[..., 1].mean(), rel=1e-4)
+
+
+def test_silence_moves_weights_by_the_coupled_decay_alone(root: Path) -> None:
+    # The estimate of silence is silence, so the loss has no gradient, and what Adam sees is decay * w.
+    profile = make_profile(weight_decay=0.1)
+    strategy = tf.distribute.get_strategy()
+    spectral_filter = trainer.get_joint_spectral_filter(profile.model)
+    optimizer = keras.optimizers.Adam(0.01, epsilon=1e-8)
+    optimizer.build(spectral_filter.trainable_variables)
+    before = [variable.numpy() for variable in spectral_filter.trainable_variables]
+    step = Steps(strategy, spectral_filter, optimizer, profile).compile_train(tf.TensorSpec([2, 4000, 2, 2]))
+    assert step(tf.zeros([2, 4000, 2, 2])).numpy().tolist() == [0, 0]
+    eps = 1e-8 / np.sqrt(1 - 0.999)  # in the first step, as Keras writes Adam
+    for old, new in zip(before, spectral_filter.trainable_variables, strict=True):
+        gradient = 0.1 * old.astype(np.float64)
+        np.testing.assert_allclose(new.numpy(), old - 0.01 * gradient / (np.abs(gradient) + eps), atol=1e-6)
+
+
+def test_every_target_learns_as_if_alone(root: Path) -> None:
+    # The summed loss gives each filter the gradient that the recipe gives it.
+    profile = make_profile(weight_decay=0)
+    excerpts = tf.random.stateless_normal([2, 4000, 2, 2], [1, 2])
+    spectral_filter = trainer.get_joint_spectral_filter(
+        profile.model.model_copy(update={"dropout": 0.0, "targets": ("vocals", "drums")})
+    )
+    optimizer = keras.optimizers.SGD(1.0)
+    optimizer.build(spectral_filter.trainable_variables)
+    steps = Steps(tf.distribute.get_strategy(), spectral_filter, optimizer, profile)
+    mixture, references = magnitudes(excerpts, steps._stft)
+    variables = spectral_filter.get_layer("drums").trainable_variables
+    with tf.GradientTape() as tape:
+        estimate = spectral_filter.get_layer("drums")(mixture, training=True)
+        loss = tf.reduce_mean((estimate - references[..., 1]) ** 2)
+    expected = [
+        variable.numpy() - gradient
+        for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=False)
+    ]
+    losses = steps.compile_train(tf.TensorSpec(excerpts.shape))(excerpts)
+    assert losses.numpy()[1] == pytest.approx(float(loss), rel=1e-5)
+    for variable, value in zip(variables, expected, strict=True):
+        np.testing.assert_allclose(variable.numpy(), value, rtol=1e-3, atol=1e-5 * float(loss))
+
+
+def test_a_run_resumed_after_a_crash_and_ctrl_c_equals_an_uninterrupted_one(
+    samples: dict[str, tuple[Sample, ...]], uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(_: Steps) -> None:
+        raise MemoryError
+
+    def run(**settings: Any) -> None:
+        train(dropout_profile(**settings), samples, tmp_path, resume=True, quiet=True)
+
+    def position() -> list[int]:
+        return [saved_state(tmp_path)[name] for name in ("epoch", "step", "excerpts", "epoch_excerpts")]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_LOOK_SECONDS", 0)
+        before_step(patch, 4, crash)
+        with pytest.raises(MemoryError):
+            run(checkpoint_minutes=1e-9)  # a checkpoint after every step
+    assert position() == [0, 3, 6, 6]
+    with monkeypatch.context() as patch:
+        before_step(patch, 5, lambda _: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert position() == [1, 8, 16, 4]
+    assert not (tmp_path / "model.weights.h5").exists()
+    assert len(read_model(tmp_path)[1].history) == 1  # what is there can be used
+    run()
+    assert_same_training(uninterrupted, tmp_path)
+
+
+def test_resume_does_not_measure_again(root: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Profile.read(model)
+    monkeypatch.setattr(trainer, "input_statistics", None)
+    assert train(make_profile(epochs=1), root, model, resume=True, quiet=True) == before == Profile.read(model)
+
+
+def test_best_weights_are_kept_and_patience_ends_training(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sequence = iter([3.0, 1.0, 2.0, 1.5, 9.0])
+    seen = []
+
+    def validate(run: Any, *_: Any) -> np.ndarray:
+        seen.append([weight.numpy() for weight in run._filter.weights])
+        return np.full(2, next(sequence))
+
+    monkeypatch.setattr(trainer._Run, "_validate", validate)
+    settings = {"epochs": 10, "patience": 2, "plateau_patience": 0, "plateau_cooldown": 0, "plateau_factor": 0.1}
+    profile = train(make_profile(**settings), root, tmp_path / "model", quiet=True)
+    assert [entry["valid_loss"] for entry in profile.history] == [3, 1, 2, 1.5]
+    rates = [entry["learning_rate"] for entry in profile.history]
+    assert rates == pytest.approx([0.01, 0.01, 0.01, 0.001])
+    model, _ = read_model(tmp_path / "model")
+    for kept, best in zip(model.spectral_filter.weights, seen[1], strict=True):
+        np.testing.assert_array_equal(kept.numpy(), best)
+
+
+def test_time_ends_an_epoch_early(root: Path, tmp_path: Path) -> None:
+    profile = train(make_profile(excerpts_per_sample=10**6, max_minutes=0.05), root, tmp_path / "model", quiet=True)
+    assert len(profile.history) == 1
+    assert profile.history[0]["seconds"] < 30
+    assert (tmp_path / "model" / "model.weights.h5").exists()
+
+
+@pytest.mark.parametrize("where", ["training", "validation"])
+def test_nan_stops_at_once(root: Path, model: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    good = weights(model)
+    if where == "training":
+
+        def poison(steps: Steps) -> None:
+            weight = steps._filter.weights[0]
+            weight.assign(weight * np.nan)
+
+        before_step(monkeypatch, 1, poison)
+    else:
+        monkeypatch.setattr(trainer._Run, "_validate", lambda *_: np.array([1.0, np.nan]))
+    with pytest.raises(TrainingFailedError, match="no longer") as failure:
+        train(make_profile(epochs=3), root, model, resume=True, quiet=True)
+    assert str(model) in str(failure.value)
+    for before, after in zip(good, weights(model), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_another_models_checkpoint_is_refused(root: Path, model: Path) -> None:
+    other = make_profile().updated({"model.hidden_size": 12, "model.bandwidth": 2000})
+    before = Profile.read(model)
+    with pytest.raises(
+        InputError, match=r"bandwidth is 4000.0 there and 2000.0 .*hidden_size is 8 there and 12 "
+    ) as error:
+        train(other, root, model, resume=True, quiet=True)
+    assert "\n" not in str(error.value)
+    assert Profile.read(model) == before
+
+
+def test_a_damaged_checkpoint_is_named(root: Path, model: Path) -> None:
+    latest = tf.train.latest_checkpoint(str(model / "checkpoints"))
+    data = Path(f"{latest}.data-00000-of-00001")
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(InputError, match="damaged"):
+        train(make_profile(epochs=2), root, model, resume=True, quiet=True)
+
+
+def test_output_in_use_is_refused(root: Path, model: Path) -> None:
+    with pytest.raises(InputError, match="resume"):
+        train(make_profile(epochs=1), root, model, quiet=True)
+
+
+def test_output_that_cannot_be_written_is_refused(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        train(make_profile(), root, tmp_path / "file" / "model", quiet=True)
+    if os.geteuid():
+        (tmp_path / "locked").mkdir(mode=0o500)
+        with pytest.raises(InputError, match="cannot be written"):
+            train(make_profile(), root, tmp_path / "locked" / "model", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train.excerpt_seconds": 3}, "excerpt"),
+        ({"train.excerpt_seconds": 0.05}, "n_fft"),
+        ({"model.sample_rate": 16000}, "sample_rate"),
+        ({"model.channels": 1}, "channel"),
+    ],
+)
+def test_profile_and_data_must_fit(root: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        train(make_profile().updated(settings), root, tmp_path / "model", quiet=True)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_file_that_breaks_underway_is_named(tmp_path: Path) -> None:
+    root = helpers.make_database(tmp_path / "database", seconds=1.2, sample_rate=8000)
+    samples = read_database(root, MODEL["targets"])
+    broken = root / "valid" / "song01" / "drums.wav"
+    broken.write_bytes(broken.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"valid/song01/drums.wav") as error:
+        train(make_profile(), samples, tmp_path / "model", quiet=True)
+    assert "\n" not in str(error.value)
+    (root / "train" / "song00" / "vocals.wav").unlink()
+    with pytest.raises(InputError, match=r"train/song00/vocals.wav"):
+        train(make_profile(), samples, tmp_path / "other", quiet=True)

@@ -1,0 +1,88 @@
+"""Random draws for training excerpts, and their application.
+
+Open-Unmix's augmentation (`openunmix/data.py`, v1.3.0): each target of an excerpt may come from an
+independent sample and start, is scaled by a uniform gain, and has its left and right channels
+swapped at random; the mixture is their sum. All draws are stateless: those of excerpt number i
+depend on the seed and i alone, so neither parallel reading nor resuming changes an excerpt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import tensorflow as tf
+
+# Philox gives the same numbers on every device; the default depends on it.
+_ALGORITHM = "philox"
+
+
+class Draw(NamedTuple):
+    """What was drawn for one excerpt, a value per target.
+
+    Attributes:
+        samples: int64 `[targets]`, index of the sample that the target is taken from.
+        starts: int64 `[targets]`, its first sample in the excerpt.
+        gains: float32 `[targets]`.
+        swaps: bool `[targets]`, whether left and right change places.
+    """
+
+    samples: tf.Tensor
+    starts: tf.Tensor
+    gains: tf.Tensor
+    swaps: tf.Tensor
+
+
+def draw(
+    number: tf.Tensor,
+    seed: int,
+    lengths: tf.Tensor,
+    excerpt_samples: int,
+    targets: int,
+    random_track_mix: bool,
+    gain_range: tuple[float, float] | None,
+    swap_channels: float,
+) -> Draw:
+    """Draw an excerpt.
+
+    The database is gone through in rounds: `len(lengths)` excerpts in a row take each sample once,
+    in a random order that differs from round to round and, with `random_track_mix`, from target to
+    target.
+
+    Args:
+        number: int64 scalar, which excerpt of the endless sequence.
+        seed: of the sequence.
+        lengths: int64 `[samples]`, length of each sample, at least `excerpt_samples`.
+        excerpt_samples: length of an excerpt.
+        targets: how many there are.
+        random_track_mix: give each target its own sample and start.
+        gain_range: lowest and highest gain; None for gains of 1.
+        swap_channels: probability of a swap.
+    """
+    sequences = targets if random_track_mix else 1
+    count = tf.size(lengths, tf.int64)
+    round_seed = tf.random.fold_in(tf.constant([seed, 0], tf.int64), number // count)
+    keys = tf.random.stateless_uniform([sequences, tf.size(lengths)], round_seed, alg=_ALGORITHM)
+    samples = tf.cast(tf.argsort(keys, axis=-1, stable=True), tf.int64)[:, number % count]
+
+    seeds = tf.random.split(tf.random.fold_in(tf.constant([seed, 1], tf.int64), number), 3)
+    positions = tf.random.stateless_uniform([sequences], seeds[0], dtype=tf.float64, alg=_ALGORITHM)
+    choices = tf.gather(lengths, samples) - excerpt_samples + 1
+    starts = tf.minimum(tf.cast(positions * tf.cast(choices, tf.float64), tf.int64), choices - 1)
+
+    low, high = gain_range if gain_range is not None else (1.0, 1.0)
+    gains = tf.random.stateless_uniform([targets], seeds[1], low, high, alg=_ALGORITHM)
+    swaps = tf.random.stateless_uniform([targets], seeds[2], alg=_ALGORITHM) < swap_channels
+    return Draw(tf.broadcast_to(samples, [targets]), tf.broadcast_to(starts, [targets]), gains, swaps)
+
+
+def apply(waveforms: Sequence[tf.Tensor], drawn: Draw) -> list[tf.Tensor]:
+    """Scale and swap what was read, float32 `[samples, channels]` per target; only stereo is swapped."""
+    changed = []
+    for target, waveform in enumerate(waveforms):
+        if waveform.shape[1] == 2:
+            swapped = partial(tf.reverse, waveform, [1])
+            waveform = tf.cond(drawn.swaps[target], swapped, partial(tf.identity, waveform))
+        changed.append(waveform * drawn.gains[target])
+    return changed

@@ -1,0 +1,236 @@
+"""Databases of stems: which samples are there, and do their headers agree?
+
+    root/
+      train/                    also valid/, and optionally test/
+        any name/               one sample: all files of one length, rate and channel count
+          vocals.wav            one file per target; any format that libsndfile reads
+          accompaniment.flac
+
+A file named `mixture` is passed over, because the mixture is the sum of the targets. So are hidden
+files and files that are not audio.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import tensorflow as tf
+
+from umx_model.data.audio import AudioInfo, probe
+from umx_model.errors import InputError
+
+Path = str | os.PathLike[str]
+T = TypeVar("T")
+R = TypeVar("R")
+
+SPLITS = ("train", "valid", "test")
+REQUIRED_SPLITS = ("train", "valid")
+
+_LIBSNDFILE_EXTENSIONS = (
+    *("wav", "wave", "flac", "ogg", "oga", "opus", "mp3"),
+    *("aiff", "aif", "aifc", "w64", "rf64", "caf", "au", "snd"),
+)
+# Known so that they are refused by name instead of reported as a missing target.
+_OTHER_EXTENSIONS = ("m4a", "mp4", "aac", "wma", "webm", "mka", "mkv", "mov", "avi", "ac3", "ape", "wv", "tta")
+
+# Reading a header waits for the disk or the network much longer than it computes.
+_HEADER_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample folder.
+
+    Attributes:
+        id: the folder's name.
+        split: `train`, `valid` or `test`.
+        sample_rate: Hz.
+        channels: of every target.
+        length: in samples per channel.
+        files: target name to audio file.
+    """
+
+    id: str
+    split: str
+    sample_rate: int
+    channels: int
+    length: int
+    files: dict[str, AudioInfo]
+
+
+def read_database(
+    root: Path, targets: Sequence[str] | None = None, splits: Sequence[str] | None = None
+) -> dict[str, tuple[Sample, ...]]:
+    """Read the headers of all audio files of a database, and check that they agree.
+
+    Args:
+        root: the database; local, or anything that `tf.io.gfile` opens.
+        targets: names, in the order wanted; None for those of the first sample, sorted.
+        splits: to read; None for train and valid, which must be there, and test, which may.
+
+    Returns:
+        Samples by split, sorted by name; each sample's `files` are in the order of the targets.
+
+    Raises:
+        InputError: one line for each problem: root or split missing or empty; a sample that lacks
+            a target, has an unknown one or two files for one; files that differ in length, rate or
+            channels; a file that is zero-length, truncated, corrupt or of a format that cannot be
+            read piecewise.
+    """
+    name = os.fspath(root)
+    folders = list_sample_folders(name, splits)
+    files = concurrently(lambda folder: _audio_files(os.path.join(name, *folder)), folders)
+    found = {target for sample_files in files for target in sample_files}
+    if targets is None:
+        targets = tuple(sorted(files[0]))
+        if not targets:
+            raise InputError(f"{os.path.join(name, *folders[0])}: no audio files; expected one per target")
+    unknown = [target for target in targets if target not in found]
+    if unknown:
+        there = ", ".join(sorted(found)) or "no audio files"
+        raise InputError(f"{name}: no sample has the target {_quoted(unknown)}; the samples hold {there}")
+    known = tuple(targets)
+    inspected = concurrently(lambda folder: inspect_sample(name, folder[0], folder[1], known), folders)
+    problems = [problem for _, sample_problems in inspected for problem in sample_problems]
+    if problems:
+        raise InputError("\n".join(problems))
+    samples = [sample for sample, _ in inspected if sample is not None]
+    return {
+        split: tuple(sample for sample in samples if sample.split == split)
+        for split in dict.fromkeys(split for split, _ in folders)
+    }
+
+
+def list_sample_folders(root: Path, splits: Sequence[str] | None = None) -> list[tuple[str, str]]:
+    """List a database's samples as (split, folder name), in order; see `read_database`.
+
+    Raises:
+        InputError: root or a split is missing or empty.
+    """
+    name = os.fspath(root)
+    if not tf.io.gfile.isdir(name):
+        raise InputError(f"{name}: no such folder; expected a database with train/ and valid/")
+    there = _list(name)
+    if not there:
+        raise InputError(f"{name}: empty folder; expected a database with train/ and valid/")
+    wanted = [split for split in SPLITS if split in there or split in REQUIRED_SPLITS] if splits is None else splits
+    folders, problems = [], []
+    for split in wanted:
+        path = os.path.join(name, split)
+        if not tf.io.gfile.isdir(path):
+            problems.append(f"{name}: no folder '{split}'; expected one holding sample folders")
+            continue
+        names = [entry for entry in _list(path) if tf.io.gfile.isdir(os.path.join(path, entry))]
+        if not names:
+            problems.append(f"{path}: no sample folders; expected {split}/<sample>/<target>.wav")
+        folders += [(split, entry) for entry in names]
+    if problems:
+        raise InputError("\n".join(problems))
+    return folders
+
+
+def inspect_sample(root: Path, split: str, name: str, targets: Sequence[str]) -> tuple[Sample | None, list[str]]:
+    """Read the headers of one sample's files.
+
+    Returns:
+        The sample, or None where it cannot be used, and one line for each problem.
+    """
+    folder = os.path.join(os.fspath(root), split, name)
+    found = _audio_files(folder)
+    problems = []
+    for target in targets:
+        if target not in found:
+            there = ", ".join(sorted(found)) or "no audio files"
+            problems.append(f"{folder}: lacks the target '{target}' (found {there}); add {target}.wav")
+    for target, files in found.items():
+        if target not in targets:
+            problems.append(
+                f"{os.path.join(folder, files[0])}: unknown target '{target}'; expected {', '.join(targets)}; "
+                "remove the file, or name its target among the targets"
+            )
+        elif len(files) > 1:
+            problems.append(f"{folder}: {len(files)} files for the target '{target}' ({', '.join(files)}); keep one")
+    infos: dict[str, AudioInfo] = {}
+    for target in targets:
+        for file in found.get(target, ()):
+            try:
+                info = probe(os.path.join(folder, file))
+            except InputError as problem:
+                problems.append(str(problem))
+                continue
+            if info.format.startswith("PyAV"):
+                codec = info.format.removeprefix("PyAV/")
+                problems.append(f"{info.path}: seeking in {codec} audio is not exact; convert it to wav or flac")
+            else:
+                infos[target] = info
+    problems += _differences(folder, infos)
+    if problems:
+        return None, problems
+    first = infos[targets[0]]
+    return Sample(name, split, first.sample_rate, first.channels, first.samples, infos), []
+
+
+def database_fingerprint(root: Path) -> str:
+    """Return a hex digest that changes when any file of the database is added, removed or edited.
+
+    It covers the relative path, size and modification time of every file in train, valid and test,
+    not the audio itself.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    name = os.fspath(root)
+    if not tf.io.gfile.isdir(name):
+        raise InputError(f"{name}: no such folder; expected a database with train/ and valid/")
+    paths = []
+    for split in SPLITS:
+        for folder, _, files in tf.io.gfile.walk(os.path.join(name, split)):
+            paths += [os.path.join(folder, file) for file in files if not file.startswith(".")]
+    paths.sort()
+    digest = hashlib.sha256()
+    for path, status in zip(paths, concurrently(tf.io.gfile.stat, paths), strict=True):
+        digest.update(f"{path[len(name) :].strip('/')}\0{status.length}\0{status.mtime_nsec}\n".encode())
+    return digest.hexdigest()
+
+
+def _audio_files(folder: str) -> dict[str, list[str]]:
+    """File names by target."""
+    found: dict[str, list[str]] = {}
+    for file in _list(folder):
+        target, extension = os.path.splitext(file)
+        known = extension.lstrip(".").lower() in _LIBSNDFILE_EXTENSIONS + _OTHER_EXTENSIONS
+        if known and target != "mixture":
+            found.setdefault(target, []).append(file)
+    return found
+
+
+def _differences(folder: str, infos: dict[str, AudioInfo]) -> list[str]:
+    """One line for each property in which the files of a sample differ."""
+    problems = []
+    for what, unit in (("samples", "samples"), ("sample_rate", "Hz"), ("channels", "channels")):
+        values = {target: getattr(info, what) for target, info in infos.items()}
+        if len(set(values.values())) > 1:
+            each = ", ".join(f"{target} {value}" for target, value in values.items())
+            label = {"samples": "length", "sample_rate": "sample rate", "channels": "channel count"}[what]
+            problems.append(f"{folder}: the targets differ in {label} ({each} {unit}); make them equal")
+    return problems
+
+
+def _list(folder: str) -> list[str]:
+    """Names in a folder, sorted, without hidden ones; object stores end folders with a slash."""
+    return sorted(entry.rstrip("/") for entry in tf.io.gfile.listdir(folder) if not entry.startswith("."))
+
+
+def concurrently(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Map a function that mostly waits for files."""
+    with ThreadPoolExecutor(_HEADER_THREADS) as pool:
+        return list(pool.map(function, items))
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

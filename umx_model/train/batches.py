@@ -1,0 +1,98 @@
+"""Batches of excerpts to train on, and of pieces of whole samples to validate on and to measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from umx_model.data.dataset import FixedSourcesTrackFolderDataset, reading_error
+from umx_model.data.track_folder import Sample
+from umx_model.profile import Profile
+
+
+def training_batches(
+    strategy: tf.distribute.Strategy, profile: Profile, samples: Sequence[Sample], first_excerpt: int
+) -> Any:
+    """Make the endless stream of training excerpts, shared out to the replicas.
+
+    Args:
+        strategy: whose replicas take part in a step.
+        profile: of the model and its training.
+        samples: the training samples.
+        first_excerpt: where in the stream to start; excerpts before it were used already.
+
+    Returns:
+        A distributed dataset of excerpts float32 `[batch per replica, samples, channels, targets]`.
+    """
+    settings = profile.train
+
+    def make(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        excerpts = FixedSourcesTrackFolderDataset.from_samples(
+            samples,
+            split="train",
+            targets=profile.model.targets,
+            excerpt_seconds=settings.excerpt_seconds,
+            random_track_mix=settings.random_track_mix,
+            gain_range=settings.gain_range,
+            swap_channels=settings.swap_channels,
+            seed=settings.seed,
+            first_excerpt=first_excerpt,
+        )
+        batches = excerpts.batch(context.get_per_replica_batch_size(settings.batch_size), drop_remainder=True)
+        batches = batches.shard(context.num_input_pipelines, context.input_pipeline_id)
+        return batches.prefetch(tf.data.AUTOTUNE)
+
+    return strategy.distribute_datasets_from_function(make)
+
+
+def piece_batches(profile: Profile, samples: Sequence[Sample], batch_size: int) -> tf.data.Dataset:
+    """Cut whole samples, unaugmented and in order, into pieces as long as an excerpt.
+
+    Args:
+        profile: of the model and its training.
+        samples: to read from beginning to end.
+        batch_size: pieces per batch.
+
+    Returns:
+        A dataset of pieces float32 `[<= batch_size, samples, channels, targets]`. Pieces in a batch are
+        equally long: the shorter last pieces of samples come one by one, and are left out where they
+        do not fill one STFT frame.
+    """
+    model = profile.model
+    pieces = FixedSourcesTrackFolderDataset.from_samples(
+        samples, split="valid", targets=model.targets, excerpt_seconds=profile.train.excerpt_seconds
+    )
+    pieces = pieces.filter(lambda piece: tf.shape(piece)[0] >= model.n_fft)
+    batches = pieces.bucket_by_sequence_length(
+        element_length_func=lambda piece: tf.shape(piece)[0],
+        bucket_boundaries=[excerpt_length(profile)],
+        bucket_batch_sizes=[1, batch_size],
+    )
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def excerpt_length(profile: Profile) -> int:
+    """Return the samples per channel of an excerpt."""
+    return round(profile.train.excerpt_seconds * profile.model.sample_rate)
+
+
+def readable(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield batches.
+
+    Raises:
+        InputError: a file could not be read; the message names it.
+    """
+    iterator = iter(batches)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except tf.errors.OpError as error:
+            unreadable = reading_error(error)
+            if unreadable is None:
+                raise
+            raise unreadable from None
+        yield batch

@@ -1,0 +1,70 @@
+"""When to lower the learning rate and when to stop, judged by the validation loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+
+@dataclasses.dataclass
+class PlateauDecay:
+    """Lowers the learning rate when the loss no longer falls.
+
+    The rules are those of PyTorch's `ReduceLROnPlateau` in mode `min`: a loss counts as better when it
+    lies below `best * (1 - threshold)`, and changes of the rate by 1e-8 or less are not made.
+
+    Args:
+        factor: what the rate is multiplied by.
+        patience: epochs without a better loss that are tolerated; the next one lowers the rate.
+        cooldown: epochs after a reduction that do not count.
+        threshold: smallest relative improvement that counts.
+    """
+
+    factor: float
+    patience: int
+    cooldown: int = 0
+    threshold: float = 1e-4
+    best: float = math.inf
+    bad_epochs: int = 0
+    cooldown_left: int = 0
+
+    def step(self, loss: float, learning_rate: float) -> float:
+        """Take in an epoch's loss and return the learning rate of the next one."""
+        if loss < self.best * (1 - self.threshold):
+            self.best, self.bad_epochs = loss, 0
+        else:
+            self.bad_epochs += 1
+        if self.cooldown_left:
+            self.cooldown_left -= 1
+            self.bad_epochs = 0
+        if self.bad_epochs <= self.patience:
+            return learning_rate
+        self.bad_epochs, self.cooldown_left = 0, self.cooldown
+        reduced = learning_rate * self.factor
+        return reduced if learning_rate - reduced > 1e-8 else learning_rate
+
+
+@dataclasses.dataclass
+class EarlyStopping:
+    """Ends training when the best loss is `patience` epochs old (Open-Unmix, `openunmix/utils.py`).
+
+    Args:
+        patience: epochs without a better loss that end training.
+    """
+
+    patience: int
+    best: float = math.inf
+    bad_epochs: int = 0
+
+    def step(self, loss: float) -> bool:
+        """Take in an epoch's loss and return whether it is the best so far."""
+        if loss < self.best:
+            self.best, self.bad_epochs = loss, 0
+            return True
+        self.bad_epochs += 1
+        return False
+
+    @property
+    def stop(self) -> bool:
+        """Whether patience has run out."""
+        return self.bad_epochs >= self.patience
