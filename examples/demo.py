@@ -140,7 +140,8 @@ def main() -> None:
         os.makedirs(os.path.join(output, "separated"), exist_ok=True)
         reached = run(output)
     except InputError as error:
-        sys.exit(f"demo: error: {error}")
+        print(f"demo: error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("demo: interrupted", file=sys.stderr)
         sys.exit(130)

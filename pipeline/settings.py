@@ -8,7 +8,6 @@ named after them (`UMX_PRO_DATA`, `UMX_PRO_FLOOR_DB`); options of the command li
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -17,9 +16,9 @@ import tensorflow as tf
 import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from umx_model.data.track_folder import read_database
+from umx_model.data.track_folder import found_targets
 from umx_model.errors import InputError
-from umx_model.profile import FILE_NAME, Profile
+from umx_model.profile import FILE_NAME, Profile, explain
 
 ENVIRONMENT_PREFIX = "UMX_PRO_"
 
@@ -73,6 +72,10 @@ class PipelineSettings(BaseModel):
         document |= _from_environment(os.environ if environment is None else environment)
         document |= {name: value for name, value in options.items() if value is not None}
         targets, changes = document.pop("targets", None), document.pop("set", None) or {}
+        unknown = document.keys() - cls.model_fields
+        if unknown:
+            known = ", ".join((*cls.model_fields, "targets", "set"))
+            raise InputError(f"{', '.join(sorted(unknown))}: unknown setting; known are {known}")
         data = document.get("data")
         if not data:
             raise InputError("data: no database named; give --data DIR, a folder with train/ and valid/")
@@ -80,7 +83,7 @@ class PipelineSettings(BaseModel):
         try:
             return cls.model_validate(document)
         except ValidationError as error:
-            raise InputError(_explain(error)) from None
+            raise InputError(explain(error)) from None
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -92,27 +95,23 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def _profile(source: str | dict[str, Any], targets: Any, changes: Mapping[str, Any], data: str) -> Profile:
     """Build the profile; its targets are those asked for, else its own, else those found in the database."""
     name = source if isinstance(source, str) else "profile"
-    document = _read_mapping(_profile_file(source)) if isinstance(source, str) else dict(source)
+    document = _read_mapping(_profile_file(source)) if isinstance(source, str) else source
     # Traces of an earlier training are no settings.
     document = {key: part for key, part in document.items() if key not in ("made_with", "data_fingerprint", "history")}
-    model = dict(document.get("model") or {})
     if targets:
-        model["targets"] = [one.strip() for one in targets.split(",")] if isinstance(targets, str) else list(targets)
-    elif "targets" not in model and "model.targets" not in changes:
-        model["targets"] = _found_targets(data)
-    else:
-        model.setdefault("targets", ["replaced"])
-    document["model"] = model
-    return Profile.parse(json.dumps(document), source=name).updated(changes)
+        changes = {**changes, "model.targets": targets}
+    asked = changes.get("model.targets")
+
+    def find_targets() -> list[str]:
+        if not asked:
+            return found_targets(data)
+        return asked.split(",") if isinstance(asked, str) else list(asked)
+
+    return Profile.parse(document, name, find_targets).updated(changes)
 
 
 def _profile_file(path: str) -> str:
     return os.path.join(path, FILE_NAME) if tf.io.gfile.isdir(path) else path
-
-
-def _found_targets(data: str) -> list[str]:
-    samples = read_database(data, None)
-    return list(samples["train"][0].files)
 
 
 def _read_mapping(path: str) -> dict[str, Any]:
@@ -126,15 +125,3 @@ def _read_mapping(path: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InputError(f"{path}: expected names and values, found {type(document).__name__}")
     return document
-
-
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for item in error.errors(include_url=False):
-        name = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            known = ", ".join((*PipelineSettings.model_fields, "targets", "set"))
-            lines.append(f"{name}: unknown setting; known are {known}")
-        else:
-            lines.append(f"{name}: {item['msg']} (found {item['input']!r})")
-    return "\n".join(lines)

@@ -222,17 +222,15 @@ def _setting(text: str) -> tuple[str, str]:
 
 def _starting_profile(path: str | None, data: str, output: str, resume: bool, targets: list[str] | None) -> Profile:
     """The profile that was asked for; or that of the run to resume; or the defaults for the targets."""
-    from umx_model.data.track_folder import read_database
+    from umx_model.data.track_folder import found_targets
     from umx_model.profile import Profile
 
-    if path is not None:
-        return Profile.read(path)
-    if resume:
+    def find_targets() -> Sequence[str]:
+        return targets or found_targets(data)
+
+    if path is None and resume:
         return Profile.read(output)
-    if targets is None:
-        samples = read_database(data, None)
-        targets = sorted(samples["train"][0].files)
-    return Profile.parse(json.dumps({"model": {"targets": targets}}), source="--targets")
+    return Profile.read(path, find_targets) if path is not None else Profile.parse({}, find_targets=find_targets)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import tensorflow as tf
@@ -114,24 +114,42 @@ class Profile(_Settings):
     history: tuple[dict[str, float], ...] = Field((), description="one entry per epoch")
 
     @classmethod
-    def parse(cls, text: str | bytes, source: str = "profile") -> Profile:
-        """Read a profile from JSON text.
+    def parse(
+        cls,
+        document: str | bytes | Mapping[str, Any],
+        source: str = "profile",
+        find_targets: Callable[[], Sequence[str]] | None = None,
+    ) -> Profile:
+        """Make a profile of a JSON document.
 
         Args:
-            text: the JSON document.
+            document: the JSON text, or what it holds.
             source: where it came from, for the error message.
+            find_targets: asked for the targets where the document names none.
 
         Raises:
             InputError: not JSON, an unknown key, a missing key or an impossible value.
         """
         try:
-            return cls.model_validate_json(text)
+            content = json.loads(document) if isinstance(document, str | bytes) else dict(document)
+        except ValueError as error:
+            raise InputError(f"{source}: not JSON ({error})") from None
+        if find_targets is not None and isinstance(content, dict):
+            model = content.get("model", {})
+            if isinstance(model, dict) and "targets" not in model:
+                content = {**content, "model": {**model, "targets": list(find_targets())}}
+        try:
+            return cls.model_validate(content)
         except ValidationError as error:
-            raise InputError(_explain(error, source)) from None
+            raise InputError(f"{source}: {explain(error)}") from None
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Profile:
+    def read(cls, path: str | os.PathLike[str], find_targets: Callable[[], Sequence[str]] | None = None) -> Profile:
         """Read `profile.json`, or the one in a model folder; local or `gs://`.
+
+        Args:
+            path: the file or the folder.
+            find_targets: asked for the targets where the profile names none.
 
         Raises:
             InputError: there is no such file, or it is not a profile.
@@ -144,7 +162,7 @@ class Profile(_Settings):
                 text = file.read()
         except tf.errors.OpError:
             raise InputError(f"{name}: no such profile; expected a JSON file or a model folder") from None
-        return cls.parse(text, source=name)
+        return cls.parse(text, source=name, find_targets=find_targets)
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Write `profile.json` into a folder, replacing an older one at once."""
@@ -173,7 +191,7 @@ class Profile(_Settings):
             document[part][key] = _from_text(value) if isinstance(value, str) else value
             if key == "targets" and isinstance(document[part][key], str):
                 document[part][key] = [target.strip() for target in document[part][key].split(",")]
-        return Profile.parse(json.dumps(document), source="settings")
+        return Profile.parse(document, source="settings")
 
 
 def _from_text(text: str) -> Any:
@@ -183,14 +201,15 @@ def _from_text(text: str) -> Any:
         return text
 
 
-def _explain(error: ValidationError, source: str) -> str:
-    """One line naming each offending key, what it held and what was expected."""
+def explain(error: ValidationError) -> str:
+    """Say in one line what is wrong: each offending key, what was expected and what it held."""
     problems = []
     for item in error.errors(include_url=False):
         where = ".".join(str(part) for part in item["loc"])
-        found = "" if item["type"] in ("missing", "json_invalid") else f" (found {item['input']!r})"
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            message, found = "unknown key", ""
-        problems.append(f"{where}: {message}{found}" if where else message)
-    return f"{source}: {'; '.join(problems)}"
+            message = "unknown key"
+        elif item["type"] not in ("missing", "value_error"):
+            message += f" (found {item['input']!r})"
+        problems.append(f"{where}: {message}" if where else message)
+    return "; ".join(problems)

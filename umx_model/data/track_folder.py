@@ -106,6 +106,16 @@ def read_database(
     }
 
 
+def found_targets(root: Path) -> list[str]:
+    """Return the targets of a database, sorted.
+
+    Raises:
+        InputError: the database cannot be used, see `read_database`.
+    """
+    samples = read_database(root)
+    return sorted(next(iter(samples.values()))[0].files)
+
+
 def list_sample_folders(root: Path, splits: Sequence[str] | None = None) -> list[tuple[str, str]]:
     """List a database's samples as (split, folder name), in order; see `read_database`.
 

@@ -95,8 +95,8 @@ def read_model(
         else:
             checkpoint = tf.train.Checkpoint(model=checkpointable(spectral_filter))
             checkpoint.read(weights).expect_partial().assert_existing_objects_matched()
-    except (ValueError, OSError, KeyError, AssertionError, tf.errors.OpError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (ValueError, OSError, LookupError, AssertionError, tf.errors.OpError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{weights}: damaged, or not of the model in {home}/{profiles.FILE_NAME} ({reason})") from None
     return UMX(spectral_filter, niter=niter, softmask=softmask), profile
 
