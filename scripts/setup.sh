@@ -17,7 +17,7 @@ find_python310() {
     for candidate in "$root"/versions/3.10*/bin/python; do
         python310 "$candidate" && return
     done
-    candidate=$(uv python find 3.10 2>/dev/null) && python310 "$candidate" && return
+    candidate=$(UV_PYTHON_DOWNLOADS=never uv python find 3.10 2>/dev/null) && python310 "$candidate" && return
     return 1
 }
 

@@ -215,6 +215,16 @@ def test_database(here, refuses, damage, messages):
     refuses(*train(), messages=messages)
 
 
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_non_finite_sample(here, refuses, subtype, value):
+    path = here / "database" / "train" / "song01" / "drums.wav"
+    waveform, _ = sf.read(path)
+    waveform[RATE // 2] = value
+    sf.write(path, waveform, RATE, subtype)
+    refuses(*train(), messages=["train/song01/drums.wav: holds NaN or infinite values; replace the file"])
+
+
 def test_several_problems_take_one_line_each(here, refuses):
     lose_target(here / "database")
     (here / "database" / "valid" / "song00" / "vocals.wav").write_bytes(b"")

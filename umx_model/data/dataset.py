@@ -19,6 +19,8 @@ from umx_model.errors import InputError
 # Splits that are yielded whole instead of as random excerpts.
 WHOLE_SPLITS = ("valid", "test")
 
+_NOT_FINITE = ": holds NaN or infinite values; replace the file"
+
 # How a file is read: by libsndfile, or in place inside the graph. Other wav encodings could be read
 # in place too, but the graph needs longer to decode 24-bit integers than libsndfile.
 _LIBSNDFILE, _PCM_16, _FLOAT = range(3)
@@ -190,7 +192,7 @@ class _FileTable:
         readers = {
             _LIBSNDFILE: lambda: tf.numpy_function(_read_with_libsndfile, (path, start, length), tf.float32),
             _PCM_16: lambda: tf.cast(self._read_in_place(path, offset, start, length, tf.int16), tf.float32) / 2**15,
-            _FLOAT: lambda: self._read_in_place(path, offset, start, length, tf.float32),
+            _FLOAT: lambda: _finite(self._read_in_place(path, offset, start, length, tf.float32), path),
         }
         used = [readers[used_method] for used_method in self._used_methods]
         if len(used) == 1:
@@ -234,7 +236,16 @@ def _way_to_read(info: audio.AudioInfo) -> tuple[int, int]:
 
 
 def _read_with_libsndfile(path: bytes, start: np.int64, length: np.int64) -> np.ndarray:
-    return audio.read(path.decode(), int(start), int(length))
+    waveform = audio.read(path.decode(), int(start), int(length))
+    if not np.isfinite(waveform).all():
+        raise InputError(f"{path.decode()}{_NOT_FINITE}")
+    return waveform
+
+
+def _finite(waveform: tf.Tensor, path: tf.Tensor) -> tf.Tensor:
+    message = tf.strings.join(["InputError: ", path, _NOT_FINITE])
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(tf.math.is_finite(waveform)), [message])]):
+        return tf.identity(waveform)
 
 
 def _pieces(samples: Sequence[Sample], piece_samples: int) -> np.ndarray:

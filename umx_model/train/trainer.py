@@ -140,7 +140,12 @@ class _Run:
             self._began -= self._state.seconds
             self._write_profile()
             return
-        mean, std = input_statistics(self._profile, self._samples["train"], self._quiet)
+        try:
+            mean, std = input_statistics(self._profile, self._samples["train"], self._quiet)
+        except BaseException:
+            if not tf.io.gfile.listdir(self._output):  # nothing is written yet
+                tf.io.gfile.rmtree(self._output)
+            raise
         set_input_statistics(self._filter, mean, std)
         self._write_profile()
         self._save()
