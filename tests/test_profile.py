@@ -75,3 +75,10 @@ def test_missing_file(tmp_path):
 def test_unknown_setting_names_the_known(name):
     with pytest.raises(InputError, match=f"{name}: unknown setting; known are model.targets.*train.epochs"):
         PROFILE.updated({name: 1})
+
+
+@pytest.mark.parametrize("document", ["{}", '{"model": {}}', {"train": {"epochs": 3}}])
+def test_targets_are_asked_for_where_none_are_named(document):
+    assert Profile.parse(document, find_targets=lambda: ["a", "b"]).model.targets == ("a", "b")
+    named = PROFILE.model_dump(mode="json")
+    assert Profile.parse(named, find_targets=lambda: ["a", "b"]) == PROFILE
