@@ -47,6 +47,24 @@ def test_equals_norbert(niter, softmask, residual):
         np.testing.assert_array_equal(v, v_before)
 
 
+@pytest.mark.parametrize("level", [0.4, 2.0, 1e3, 1e6])
+def test_equals_norbert_at_any_level_above_a_peak_of_one(level):
+    x, v = random_problem(2, 3, level=level)
+    assert np.abs(x).max() > 1
+    expected = by_norbert(x, v, 2, softmask=False, residual=False)
+    found = ExpectationMaximization(2, window_frames=None, eps=EPS)(x[None], v[None])[0].numpy()
+    assert np.linalg.norm(found - expected) <= 1e-9 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("level", [1e-6, 1e-3, 0.1])
+def test_quiet_signals_are_treated_like_loud_ones(level):
+    x, v = random_problem(2, 3, level=1.0)
+    layer, scale = ExpectationMaximization(2), 100 / np.abs(x).max()
+    loud = layer((scale * x)[None], (scale * v)[None]).numpy() / scale
+    quiet = layer((0.9 * level * x / np.abs(x).max())[None], (0.9 * level * v / np.abs(x).max())[None]).numpy()
+    np.testing.assert_allclose(quiet / (0.9 * level / np.abs(x).max()), loud, rtol=1e-9, atol=1e-9)
+
+
 def test_equals_norbert_wiener_with_magnitudes_shared_by_channels():
     x, v = random_problem(2, 3, magnitude_channels=1)
     expected = norbert.wiener(np.broadcast_to(v, (*x.shape, 3)), x.copy(), 2, use_softmask=False, eps=EPS)

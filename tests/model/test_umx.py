@@ -63,6 +63,34 @@ def test_keras_file_round_trip(make, tmp_path):
     np.testing.assert_allclose(loaded(mixture()), expected, atol=1e-6)
 
 
+def test_keras_file_round_trip_of_an_extended_filter(tmp_path):
+    @keras.saving.register_keras_serializable(package="tests")
+    class Halved(JointSpectralFilter):
+        def call(self, magnitude, training=False):
+            return 0.5 * super().call(magnitude, training=training)
+
+    model = UMX(Halved(PROFILE.model), niter=0)
+    model.save(tmp_path / "umx.keras")
+    np.testing.assert_allclose(keras.models.load_model(tmp_path / "umx.keras")(mixture()), model(mixture()), atol=1e-6)
+
+
+def test_a_filter_without_profile_is_refused(spectral_filter):
+    with pytest.raises(ValueError, match="spectral_filter has no `profile`"):
+        UMX(keras.models.clone_model(spectral_filter))
+
+
+def test_no_click_at_the_end_of_half_overlapping_frames():
+    profile = PROFILE.model.model_copy(update={"hop_length": 128})
+    model = UMX(get_joint_spectral_filter(profile))
+    for samples in (127, 128 * 9 + 127):
+        assert np.abs(model(mixture(samples))).max() < 3
+
+
+def test_a_target_may_be_called_anything():
+    profile = PROFILE.model.model_copy(update={"targets": ("magnitude", "stack", "joint_spectral_filter")})
+    assert UMX(get_joint_spectral_filter(profile))(mixture()).shape[-1] == 3
+
+
 def test_weights_round_trip(spectral_filter, tmp_path):
     model = UMX(spectral_filter)
     model.save_weights(tmp_path / "umx.weights.h5")

@@ -38,11 +38,12 @@ class ExpectationMaximization(keras.layers.Layer):
         magnitudes `[batch, frames, bins, channels or 1, targets]`, float32 or float64.
 
     Output shape:
-        `[batch, frames, bins, channels, targets (+ 1 with residual)]`, of the STFT's type. Targets sum
-        to the mixture to about 1e-4 of its peak from one iteration on.
+        `[batch, frames, bins, channels, targets (+ 1 with residual)]`, of the STFT's type. From one
+        iteration on, targets sum to the mixture, but for what `sqrt(eps)` takes from quiet bins:
+        at most about 1e-3 of the window's peak (5e-3 where that is between 1 and 10).
 
-    Windows with a peak above 10 or below 1 are scaled to a peak of 10 while they are refined. norbert
-    does so above 10 alone; quiet signals would drown in `sqrt(eps)`.
+    Windows with a peak above 10 are scaled to 10 while they are refined, as in norbert; so are those
+    with a peak below 1 (a sine of -60 dB at the usual window), which norbert lets drown in `sqrt(eps)`.
     """
 
     def __init__(

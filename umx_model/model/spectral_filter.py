@@ -224,7 +224,7 @@ def get_joint_spectral_filter(profile: ModelProfile) -> keras.Model:
     Raises:
         InputError: the profile names an architecture that is not registered.
     """
-    magnitude = keras.Input((None, profile.bins, profile.channels), name="magnitude")
+    magnitude = keras.Input((None, profile.bins, profile.channels), name="_magnitude")  # no target's name
     estimates = [layer(magnitude) for layer in _make_filters(profile)]
     model = keras.Model(magnitude, keras.ops.stack(estimates, axis=-1), name="joint_spectral_filter")
     model.profile = profile

@@ -48,23 +48,31 @@ class STFTLayer(_FourierLayer):
             `numpy.pad` does. Otherwise frames start at sample 0, samples after the last full frame
             are left out, and a signal shorter than one frame is zero-padded to one.
 
+    With hops above 3/8 of `n_fft`, the last samples of a centred signal would hang on the very edge
+    of one window, and dividing by it would turn a masked spectrogram into a click. There one more
+    frame follows than in `torch.stft`.
+
     Input shape:
         `[batch, samples, channels]`, float32 or float64, from 1 sample up.
 
     Output shape:
         `[batch, frames, n_fft / 2 + 1, channels]`, complex64 or complex128, with
-        `1 + samples // hop_length` frames when centred and
+        `1 + samples // hop_length` frames when centred (one more with large hops) and
         `1 + (samples - n_fft) // hop_length` otherwise.
 
     >>> STFTLayer()(tf.zeros([1, 264600, 2])).shape
     TensorShape([1, 259, 2049, 2])
     """
 
+    @property
+    def _extra_frames(self) -> int:
+        return int(self.center and 8 * self.hop_length > 3 * self.n_fft)
+
     def call(self, waveform: tf.Tensor) -> tf.Tensor:
         """Transform each channel on its own."""
         waveform = tf.transpose(waveform, [0, 2, 1])  # [batch, channels, samples]
         if self.center:
-            waveform = _reflect(waveform, self.n_fft // 2)
+            waveform = _reflect(waveform, self.n_fft // 2, self.n_fft // 2 + self._extra_frames * self.hop_length)
         missing = tf.maximum(0, self.n_fft - tf.shape(waveform)[-1])
         waveform = tf.pad(waveform, [[0, 0], [0, 0], [0, missing]])
         frames = tf.signal.frame(waveform, self.n_fft, self.hop_length)
@@ -77,6 +85,7 @@ class STFTLayer(_FourierLayer):
         frames = None
         if samples is not None:
             frames = 1 + (samples if self.center else max(samples - self.n_fft, 0)) // self.hop_length
+            frames += self._extra_frames
         dtype = "complex128" if waveform.dtype == "float64" else "complex64"
         return keras.KerasTensor((batch, frames, self.n_fft // 2 + 1, channels), dtype=dtype)
 
@@ -122,8 +131,8 @@ class ISTFTLayer(_FourierLayer):
         return keras.KerasTensor((stft.shape[0], samples, stft.shape[3]), dtype=dtype)
 
 
-def _reflect(waveform: tf.Tensor, width: int) -> tf.Tensor:
-    """Pad the last axis by reflection, however short it is (`tf.pad` needs more than `width`)."""
+def _reflect(waveform: tf.Tensor, before: int, after: int) -> tf.Tensor:
+    """Pad the last axis by reflection, however short it is (`tf.pad` wants it longer than the padding)."""
     samples = tf.shape(waveform)[-1]
     period = tf.maximum(2 * (samples - 1), 1)
 
@@ -131,4 +140,4 @@ def _reflect(waveform: tf.Tensor, width: int) -> tf.Tensor:
         index = tf.math.floormod(index, period)
         return tf.gather(waveform, tf.where(index < samples, index, period - index), axis=-1)
 
-    return tf.concat([mirrored(tf.range(-width, 0)), waveform, mirrored(samples + tf.range(width))], axis=-1)
+    return tf.concat([mirrored(tf.range(-before, 0)), waveform, mirrored(samples + tf.range(after))], axis=-1)

@@ -38,6 +38,11 @@ class UMX(keras.Model):
         self, spectral_filter: keras.Model, niter: int | None = None, softmask: bool | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        if not isinstance(getattr(spectral_filter, "profile", None), ModelProfile):
+            raise ValueError(
+                "spectral_filter has no `profile`; use one of get_joint_spectral_filter or a JointSpectralFilter, "
+                "or set its attribute `profile` to its ModelProfile"
+            )
         profile: ModelProfile = spectral_filter.profile
         self.profile = profile
         self.spectral_filter = spectral_filter
@@ -67,19 +72,23 @@ class UMX(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Return what rebuilds the model."""
+        subclassed = isinstance(self.spectral_filter, JointSpectralFilter)
         return {
             "name": self.name,
             "profile": self.profile.model_dump(mode="json"),
+            # A functional model is rebuilt from the profile; a class of one's own may be more than that.
+            "spectral_filter": keras.saving.serialize_keras_object(self.spectral_filter) if subclassed else None,
             "niter": self.expectation_maximization.niter,
             "softmask": self.expectation_maximization.softmask,
-            "subclassed": isinstance(self.spectral_filter, JointSpectralFilter),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> UMX:
         """Rebuild the model, with new weights."""
-        make = JointSpectralFilter if config.pop("subclassed") else get_joint_spectral_filter
-        return cls(make(ModelProfile.model_validate(config.pop("profile"))), **config)
+        profile, subclassed = ModelProfile.model_validate(config.pop("profile")), config.pop("spectral_filter")
+        if subclassed is None:
+            return cls(get_joint_spectral_filter(profile), **config)
+        return cls(keras.saving.deserialize_keras_object(subclassed, custom_objects), **config)
 
 
 class _Serving(tf.Module):
