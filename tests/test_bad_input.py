@@ -83,7 +83,7 @@ def train(*more):
         (["separate", "song.wav", "--model", "database"], "database: not a model folder"),
         (["separate", "song.wav", "--model", "model", "--targets", "piano"], "no piano; it has vocals, drums"),
         (["separate", "song.wav", "--model", "model", "--format", "flac", "--bit-depth", "32f"], "only 16, 24"),
-        (["separate", "song.wav", "--model", "model", "-o", "song.wav/out"], "song.wav/out: cannot be written"),
+        (["separate", "song.wav", "--model", "model", "-o", "song.wav/out"], "song.wav/out/song: cannot be written"),
         (["separate", "song.wav", "x/song.mp3", "--model", "model"], "would both be written to separated/song"),
         (["separate", "my.json", "--model", "model"], "my.json: not an audio file"),
         (["separate", "database", "--model", "model"], "database: is a folder; expected an audio file"),
@@ -91,6 +91,8 @@ def train(*more):
         (train("--set", "train.epochs"), "expected NAME=VALUE"),
         (train("--set", "train.epoch=1"), "train.epoch: unknown setting; known are .*train.epochs"),
         (train("--set", "train.epochs=0"), r"train.epochs: .*greater than or equal to 1 \(found 0\)"),
+        (train("--set", "train.epochs=true"), r"train.epochs: .*integer \(found True\)"),
+        (train("--set", "train.seed=4294967296"), r"train.seed: .*4294967295 \(found 4294967296\)"),
         (train("--targets", "vocals,../etc"), "model.targets"),
         (["evaluate", "--model", "model", "--data", "nowhere"], "nowhere: no such folder"),
         (["evaluate", "--model", "nowhere", "--data", "database/valid"], "nowhere: no such model"),
@@ -215,14 +217,32 @@ def test_database(here, refuses, damage, messages):
     refuses(*train(), messages=messages)
 
 
-@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_non_finite_sample(here, refuses, subtype, value):
-    path = here / "database" / "train" / "song01" / "drums.wav"
+@pytest.mark.parametrize(
+    ("folder", "subtype", "value"),
+    [
+        ("train/song01", "FLOAT", np.nan),
+        ("train/song01", "DOUBLE", np.inf),
+        ("valid/song00", "FLOAT", np.inf),
+        ("valid/song00", "DOUBLE", np.nan),
+    ],
+)
+def test_non_finite_sample(here, refuses, folder, subtype, value):
+    path = here / "database" / folder / "drums.wav"
     waveform, _ = sf.read(path)
     waveform[RATE // 2] = value
     sf.write(path, waveform, RATE, subtype)
-    refuses(*train(), messages=["train/song01/drums.wav: holds NaN or infinite values; replace the file"])
+    refuses(*train(), messages=[f"{folder}/drums.wav: holds NaN or infinite values; replace the file$"])
+
+
+@pytest.mark.parametrize("folder", ["train/song01", "valid/song00"])
+def test_damage_behind_the_header(here, refuses, folder):
+    path = here / "database" / folder / "drums.wav"
+    waveform, _ = sf.read(path)
+    os.remove(path)
+    sf.write(path.with_suffix(".flac"), waveform, RATE)
+    content = path.with_suffix(".flac").read_bytes()
+    path.with_suffix(".flac").write_bytes(content[: len(content) // 2])
+    refuses(*train(), messages=[f"{folder}/drums.flac: truncated or corrupt .*; replace the file$"])
 
 
 def test_several_problems_take_one_line_each(here, refuses):
@@ -241,8 +261,19 @@ def test_output_that_cannot_be_written(here, refuses):
     refuses("train", "my.json", "--data", "database", "--output", "song.wav/out", messages=["song.wav/out: "])
 
 
+def test_stem_folder_that_is_a_file(here, refuses):
+    os.mkdir("out")
+    (here / "out" / "song").write_text("precious")
+    refuses("separate", "song.wav", "--model", "model", "-o", "out", messages=["out/song: cannot be written"])
+
+
 def test_output_that_holds_a_model(here, refuses):
     refuses("train", "my.json", "--data", "database", "--output", "model", messages=["model: holds a trained model"])
+
+
+def test_resuming_a_model_without_checkpoints(here, refuses):
+    message = r"model: holds a trained model .*no checkpoints to resume; choose another output folder"
+    refuses("train", "my.json", "--data", "database", "--output", "model", "--resume", messages=[message])
 
 
 def test_weights_of_another_profile(here, refuses):

@@ -29,6 +29,9 @@ def test_settings_from_text():
     assert profile.model.targets == ("bass", "drums")
     assert (profile.train.epochs, profile.train.gain_range) == (3, (0.5, 1.0))
     assert PROFILE.train.epochs == 1000
+    assert PROFILE.updated({"train.gain_range": "0.25, 1.25"}).train.gain_range == (0.25, 1.25)
+    assert PROFILE.updated({"train.gain_range": "null"}).train.gain_range is None
+    assert PROFILE.updated({"model.targets": "1,2"}).model.targets == ("1", "2")
 
 
 @pytest.mark.parametrize(
@@ -48,6 +51,10 @@ def test_settings_from_text():
         ("train", "gain_range", [2, 1], "gain_range must be"),
         ("train", "learning_rate", float("nan"), "train.learning_rate"),
         ("train", "epochs", 0, "train.epochs"),
+        ("train", "epochs", True, "train.epochs: .*integer .found True"),
+        ("train", "learning_rate", True, "train.learning_rate: .*number .found True"),
+        ("model", "niter", False, "model.niter: .*integer .found False"),
+        ("train", "seed", 2**32, "train.seed: .*4294967295 .found 4294967296"),
     ],
 )
 def test_refused(part, key, value, message, tmp_path):

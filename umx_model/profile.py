@@ -12,10 +12,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import tensorflow as tf
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 from umx_model.errors import InputError
 
@@ -35,19 +45,19 @@ class ModelProfile(_Settings):
     """
 
     targets: tuple[TargetName, ...] = Field(min_length=1, description="sources to estimate, in this order everywhere")
-    sample_rate: int = Field(44100, ge=1000, description="Hz; audio of another rate is resampled or refused")
-    channels: int = Field(2, ge=1, le=16, description="channels of the mixture and of every estimate")
-    n_fft: int = Field(4096, ge=16, description="STFT window and transform length in samples")
-    hop_length: int = Field(1024, ge=1, description="samples between STFT frames")
+    sample_rate: StrictInt = Field(44100, ge=1000, description="Hz; audio of another rate is resampled or refused")
+    channels: StrictInt = Field(2, ge=1, le=16, description="channels of the mixture and of every estimate")
+    n_fft: StrictInt = Field(4096, ge=16, description="STFT window and transform length in samples")
+    hop_length: StrictInt = Field(1024, ge=1, description="samples between STFT frames")
     architecture: str = Field("blstm", description="name of a registered spectral filter")
-    hidden_size: int = Field(512, ge=2, description="width of the encoding and of the recurrent output")
-    layers: int = Field(3, ge=1, description="recurrent layers")
-    bandwidth: float = Field(16000.0, gt=0, description="Hz; bins above are not read by the network")
+    hidden_size: StrictInt = Field(512, ge=2, description="width of the encoding and of the recurrent output")
+    layers: StrictInt = Field(3, ge=1, description="recurrent layers")
+    bandwidth: StrictFloat = Field(16000.0, gt=0, description="Hz; bins above are not read by the network")
     unidirectional: bool = Field(False, description="causal recurrent layers")
-    dropout: float = Field(0.4, ge=0, lt=1, description="between recurrent layers, while training")
-    niter: int = Field(1, ge=0, description="EM iterations when separating")
+    dropout: StrictFloat = Field(0.4, ge=0, lt=1, description="between recurrent layers, while training")
+    niter: StrictInt = Field(1, ge=0, description="EM iterations when separating")
     softmask: bool = Field(False, description="start EM from a soft mask instead of the mixture's phase")
-    window_frames: int = Field(300, ge=1, description="frames that EM refines together; bounds its memory")
+    window_frames: StrictInt = Field(300, ge=1, description="frames that EM refines together; bounds its memory")
 
     @field_validator("targets")
     @classmethod
@@ -75,23 +85,23 @@ class ModelProfile(_Settings):
 class TrainProfile(_Settings):
     """How the network learns. Defaults are Open-Unmix's recipe (`scripts/train.py`, v1.3.0)."""
 
-    excerpt_seconds: float = Field(6.0, gt=0, description="length of a training excerpt")
-    batch_size: int = Field(16, ge=1, description="excerpts per step, over all devices")
-    excerpts_per_sample: int = Field(64, ge=1, description="excerpts drawn per sample and epoch")
-    epochs: int = Field(1000, ge=1, description="at most this many")
-    max_minutes: float | None = Field(None, gt=0, description="stop after the epoch that reaches this time")
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's, at the start")
-    weight_decay: float = Field(1e-5, ge=0, description="L2 factor, coupled (added to the gradients)")
-    patience: int = Field(140, ge=1, description="epochs without a better validation loss before stopping")
-    plateau_factor: float = Field(0.3, gt=0, lt=1, description="learning rate multiplier on a plateau")
-    plateau_patience: int = Field(80, ge=0, description="epochs without improvement that make a plateau")
-    plateau_cooldown: int = Field(10, ge=0, description="epochs to wait after a reduction")
+    excerpt_seconds: StrictFloat = Field(6.0, gt=0, description="length of a training excerpt")
+    batch_size: StrictInt = Field(16, ge=1, description="excerpts per step, over all devices")
+    excerpts_per_sample: StrictInt = Field(64, ge=1, description="excerpts drawn per sample and epoch")
+    epochs: StrictInt = Field(1000, ge=1, description="at most this many")
+    max_minutes: StrictFloat | None = Field(None, gt=0, description="stop after the epoch that reaches this time")
+    learning_rate: StrictFloat = Field(1e-3, gt=0, description="Adam's, at the start")
+    weight_decay: StrictFloat = Field(1e-5, ge=0, description="L2 factor, coupled (added to the gradients)")
+    patience: StrictInt = Field(140, ge=1, description="epochs without a better validation loss before stopping")
+    plateau_factor: StrictFloat = Field(0.3, gt=0, lt=1, description="learning rate multiplier on a plateau")
+    plateau_patience: StrictInt = Field(80, ge=0, description="epochs without improvement that make a plateau")
+    plateau_cooldown: StrictInt = Field(10, ge=0, description="epochs to wait after a reduction")
     random_track_mix: bool = Field(True, description="draw each target from an independent sample and start")
     gain_range: tuple[float, float] | None = Field((0.25, 1.25), description="uniform gain per target, or null")
-    swap_channels: float = Field(0.5, ge=0, le=1, description="probability of swapping left and right per target")
-    seed: int = Field(42, ge=0, description="of initial weights, excerpts and augmentation")
-    checkpoint_minutes: float = Field(5.0, gt=0, description="time between checkpoints inside an epoch")
-    keep_checkpoints: int = Field(3, ge=1, description="checkpoints kept; the best weights are kept besides")
+    swap_channels: StrictFloat = Field(0.5, ge=0, le=1, description="probability of swapping left and right per target")
+    seed: StrictInt = Field(42, ge=0, le=2**32 - 1, description="of initial weights, excerpts and augmentation")
+    checkpoint_minutes: StrictFloat = Field(5.0, gt=0, description="time between checkpoints inside an epoch")
+    keep_checkpoints: StrictInt = Field(3, ge=1, description="checkpoints kept; the best weights are kept besides")
 
     @field_validator("gain_range")
     @classmethod
@@ -189,8 +199,8 @@ class Profile(_Settings):
                 known = [f"{part}.{key}" for part, fields in parts.items() for key in fields.model_fields]
                 raise InputError(f"{name}: unknown setting; known are {', '.join(known)}")
             document[part][key] = _from_text(value) if isinstance(value, str) else value
-            if key == "targets" and isinstance(document[part][key], str):
-                document[part][key] = [target.strip() for target in document[part][key].split(",")]
+            if isinstance(document[part][key], str) and _is_list(parts[part].model_fields[key]):
+                document[part][key] = [item.strip() for item in document[part][key].split(",")]
         return Profile.parse(document, source="settings")
 
 
@@ -199,6 +209,10 @@ def _from_text(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def _is_list(field: FieldInfo) -> bool:
+    return any(get_origin(kind) is tuple for kind in (field.annotation, *get_args(field.annotation)))
 
 
 def explain(error: ValidationError) -> str:

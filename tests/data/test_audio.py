@@ -10,6 +10,7 @@ import tensorflow as tf
 from helpers import write_m4a
 
 from umx_model.data import audio
+from umx_model.data.containers import check_chunks, find_wav_data
 from umx_model.errors import InputError
 
 RATE = 44100
@@ -109,6 +110,18 @@ def test_resampled_length_and_tone(samples: int, from_rate: int, to_rate: int) -
         assert np.abs(resampled - expected)[1000:-1000].max() < 1e-4
 
 
+CHUNKED = ["x.wav", "x.rf64", "x.w64", "x.aiff", "x.au"]
+
+
+def write_noise(path: Path) -> None:
+    if path.suffix == ".m4a":
+        write_m4a(path, noise(3 * RATE))
+    elif path.name in CHUNKED or path.suffix == ".caf":
+        sf.write(path, noise(3 * RATE), RATE, "PCM_16")
+    else:
+        audio.write(path, noise(3 * RATE), RATE)
+
+
 def damaged(path: Path, kind: str) -> None:
     content = bytearray(path.read_bytes())
     if kind == "truncated":
@@ -126,14 +139,14 @@ def damaged(path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("file", "kind"),
     [
-        *[(file, "truncated") for file in ("x.wav", "x.flac", "x.ogg", "x.mp3", "x.m4a")],
+        *[(file, "truncated") for file in (*CHUNKED, "x.caf", "x.flac", "x.ogg", "x.mp3", "x.m4a")],
         ("x.flac", "corrupt"),
         *[(file, kind) for file in ("x.wav", "x.m4a") for kind in ("zero-length", "not an audio file")],
     ],
 )
 def test_damaged_file_is_refused_in_one_line_that_names_it(tmp_path: Path, file: str, kind: str) -> None:
     path = tmp_path / file
-    (write_m4a if file == "x.m4a" else lambda *a: audio.write(*a, RATE))(path, noise(3 * RATE))
+    write_noise(path)
     damaged(path, kind)
     with pytest.raises(InputError, match=kind) as caught:
         audio.read(path)
@@ -141,10 +154,10 @@ def test_damaged_file_is_refused_in_one_line_that_names_it(tmp_path: Path, file:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("file", ["x.wav", "x.ogg", "x.m4a"])
+@pytest.mark.parametrize("file", [*CHUNKED, "x.ogg", "x.m4a"])
 def test_probe_notices_truncation(tmp_path: Path, file: str) -> None:
     path = tmp_path / file
-    (write_m4a if file == "x.m4a" else lambda *a: audio.write(*a, RATE))(path, noise(3 * RATE))
+    write_noise(path)
     damaged(path, "truncated")
     with pytest.raises(InputError, match="truncated"):
         audio.probe(path)
@@ -167,6 +180,46 @@ def test_wav_of_unknown_length_is_read(tmp_path: Path) -> None:
     content[4:8] = content[40:44] = b"\xff\xff\xff\xff"  # as written by a program that streams
     path.write_bytes(content)
     np.testing.assert_array_equal(audio.read(path), expected)
+
+
+# Where the header says how many bytes the samples take, and what a streaming program writes there.
+STREAMED = [
+    ("wav", "FILE", 40, b"\x00\xf0\xff\x7f"),  # sox
+    ("wav", "BIG", 40, b"\xff\xff\xff\xff"),
+    ("aiff", "FILE", 42, b"\x7f\x00\x00\x08"),  # sox
+    ("au", "FILE", 8, b"\xff\xff\xff\xff"),
+    ("au", "LITTLE", 8, b"\xff\xff\xff\xff"),
+    ("w64", "FILE", 96, b"\xff\xff\xff\xff\xff\xff\xff\xff"),
+    ("rf64", "FILE", 28, b"\xff\xff\xff\xff\xff\xff\xff\xff"),
+]
+
+
+@pytest.mark.parametrize(("form", "endian", "where", "unknown"), STREAMED)
+def test_other_containers_of_unknown_length_are_not_refused(
+    tmp_path: Path, form: str, endian: str, where: int, unknown: bytes
+) -> None:
+    path = tmp_path / f"x.{form}"
+    sf.write(path, noise(5000), RATE, "PCM_16", format=form.upper(), endian=endian)
+    content = path.read_bytes()
+    order = "big" if form == "aiff" or (form, endian) in (("au", "FILE"), ("wav", "BIG")) else "little"
+    promised = int.from_bytes(content[where : where + len(unknown)], order) - (24 if form == "w64" else 0)
+    assert 20_000 <= promised <= 20_008
+    check_chunks(str(path))
+    path.write_bytes(content[:-1])
+    with pytest.raises(InputError, match=f"truncated: its header promises {promised} bytes of audio"):
+        check_chunks(str(path))
+    path.write_bytes(content[:where] + unknown + content[where + len(unknown) :])
+    check_chunks(str(path))
+
+
+def test_only_little_endian_wav_is_located_for_reading_in_place(tmp_path: Path) -> None:
+    waveform = np.round(noise(100) * 2**15).astype(np.int16)
+    path = str(tmp_path / "x.wav")
+    sf.write(path, waveform, RATE, "PCM_16")
+    start, size = find_wav_data(path)
+    assert (tmp_path / "x.wav").read_bytes()[start : start + size] == waveform.astype("<i2").tobytes()
+    sf.write(path, waveform, RATE, "PCM_16", endian="BIG")
+    assert find_wav_data(path) is None
 
 
 def test_missing_file_folder_and_empty_audio_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The tf.data pipeline, held against soundfile's reading of the same files."""
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -157,13 +158,37 @@ def draws(count: int, **options) -> augmentation.Draw:
         "lengths": tf.constant([1000, 2000, 5000], tf.int64),
         "excerpt_samples": 900,
         "targets": 3,
-        "random_track_mix": True,
         "gain_range": (0.25, 1.25),
         "swap_channels": 0.3,
         **options,
     }
-    numbers = tf.data.Dataset.range(count).map(lambda number: augmentation.draw(number, **arguments))
-    return augmentation.Draw(*(np.stack(values) for values in zip(*numbers.as_numpy_iterator(), strict=True)))
+    sequences = 3 if arguments.pop("random_track_mix", True) else 1
+    order = augmentation.sample_order(arguments["seed"], len(arguments["lengths"]), sequences)
+    drawn = order.take(count).map(lambda number, samples: augmentation.draw(number, samples, **arguments))
+    return augmentation.Draw(*(np.stack(values) for values in zip(*drawn.as_numpy_iterator(), strict=True)))
+
+
+@pytest.mark.parametrize("first", [0, 3, 4, 11, 10**15 + 1])
+def test_order_is_numbered_and_continues_anywhere(first: int) -> None:
+    whole = augmentation.sample_order(1, 4, 2, first // 4 * 4).take(20)
+    numbers, samples = zip(*whole.skip(first % 4).as_numpy_iterator(), strict=True)
+    assert numbers == tuple(range(first, first + len(numbers)))
+    later = [order for _, order in augmentation.sample_order(1, 4, 2, first).take(len(numbers)).as_numpy_iterator()]
+    np.testing.assert_array_equal(later, samples)
+
+
+def test_all_orders_of_a_round_are_equally_likely() -> None:
+    orders = np.array([order for _, order in augmentation.sample_order(1, 3, 1).take(6000).as_numpy_iterator()])
+    _, counts = np.unique(orders.reshape(2000, 3), axis=0, return_counts=True)
+    assert len(counts) == 6
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_a_large_database_is_not_put_in_order_for_every_excerpt() -> None:
+    start = time.monotonic()
+    drawn = draws(1000, lengths=tf.fill([100_000], tf.constant(1000, tf.int64)))
+    assert len(np.unique(drawn.samples[:, 0])) == 1000
+    assert time.monotonic() - start < 10  # one order takes 0.05 s
 
 
 def test_draws_have_the_promised_distributions() -> None:
@@ -247,7 +272,9 @@ def test_files_on_another_file_system(database: Path) -> None:
 
 def test_sample_shorter_than_the_excerpt(database: Path) -> None:
     make_sample(database / "train" / "short", TARGETS, 0.4)
-    with pytest.raises(InputError, match=r"^train/short: 17640 samples long, an excerpt takes 22050"):
+    with pytest.raises(
+        InputError, match=r"^train/short: 0\.40 s long, an excerpt takes 0\.5 s \(17640 of 22050 samples\)"
+    ):
         FixedSourcesTrackFolderDataset(database, "train", TARGETS, 0.5)
 
 

@@ -10,7 +10,7 @@ import pytest
 import soundfile as sf
 from helpers import make_database, make_sample, stem, write_m4a
 
-from umx_model.data.track_folder import database_fingerprint, list_sample_folders, read_database
+from umx_model.data.track_folder import database_fingerprint, found_targets, list_sample_folders, read_database
 from umx_model.errors import InputError
 
 RATE = 44100
@@ -30,6 +30,12 @@ def test_reads_samples_in_order(database: Path) -> None:
 
 def test_targets_are_found(database: Path) -> None:
     assert list(read_database(database)["train"][0].files) == ["drums", "vocals"]
+
+
+def test_targets_are_found_without_opening_files(database: Path) -> None:
+    for path in database.glob("*/*/*.wav"):
+        path.write_bytes(b"")
+    assert found_targets(database) == ["drums", "vocals"]
 
 
 def test_test_split_is_optional_and_can_be_read_alone(database: Path) -> None:
@@ -144,6 +150,24 @@ def test_problem_is_one_line_that_names_the_place(
     assert says in line
 
 
+@pytest.mark.parametrize("damage", [remove_root, empty_root, remove_train, remove_valid, empty_valid])
+def test_targets_of_an_unusable_database_are_refused_alike(database: Path, damage: Callable[[Path], None]) -> None:
+    damage(database)
+    with pytest.raises(InputError) as expected:
+        read_database(database)
+    with pytest.raises(InputError) as found:
+        found_targets(database)
+    assert str(found.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("look", [found_targets, read_database])
+def test_samples_without_audio(database: Path, look: Callable[[Path], object]) -> None:
+    for path in database.rglob("*.wav"):
+        path.unlink()
+    with pytest.raises(InputError, match="database: no audio file of one name in most samples; expected one per"):
+        look(database)
+
+
 def test_unknown_target_asked_for(database: Path) -> None:
     with pytest.raises(InputError, match="no sample has the target 'vocal'; the samples hold drums, vocals"):
         read_database(database, ["vocal", "drums"])
@@ -178,5 +202,29 @@ def test_fingerprint_sees_every_change(tmp_path: Path) -> None:
     os.utime(root / "train/renamed/vocals.wav", ns=(1, 1))
     seen.append(database_fingerprint(root))
     shutil.rmtree(root / "train/renamed")
+    os.utime(root / "train/song00", ns=(1, 1))
     assert database_fingerprint(root) == seen[0]
     assert len(set(seen)) == len(seen)
+
+
+def test_fingerprint_sees_files_of_one_size_and_time_change_places(tmp_path: Path) -> None:
+    # As when stems are unpacked from an archive, or copied with their times.
+    root = make_database(tmp_path / "a", {"train": 1, "valid": 1}, seconds=0.5)
+    vocals, drums = root / "train/song00/vocals.wav", root / "train/song00/drums.wav"
+    assert vocals.stat().st_size == drums.stat().st_size
+    for path in (vocals, drums):
+        os.utime(path, ns=(10**18, 10**18))
+    before = database_fingerprint(root)
+    vocals.rename(tmp_path / "x")
+    drums.rename(vocals)
+    (tmp_path / "x").rename(drums)
+    assert database_fingerprint(root) != before
+
+
+def test_without_named_targets_the_odd_sample_is_to_blame(tmp_path: Path) -> None:
+    root = make_database(tmp_path / "a", {"train": 3, "valid": 1}, seconds=0.1)
+    (root / "train/song00/drums.wav").unlink()
+    assert found_targets(root) == ["drums", "vocals"]
+    with pytest.raises(InputError, match="song00: lacks the target 'drums'") as error:
+        read_database(root)
+    assert "\n" not in str(error.value)

@@ -126,8 +126,39 @@ def test_refuses_options(separator, song, tmp_path, options, message):
 
 def test_refuses_an_output_that_cannot_be_written(separator, song, tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(InputError, match=r"file/out: cannot be written; choose another output folder"):
+    with pytest.raises(InputError, match=r"file/out/a song: cannot be written; choose another output folder"):
         separator.separate_file(song[0], tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("in_the_way", ["a song", "a song/drums.wav"])
+def test_refuses_an_output_with_something_in_the_way_before_separating(separator, song, tmp_path, in_the_way):
+    path = tmp_path / "out" / in_the_way
+    path.parent.mkdir(parents=True)
+    path.write_text("precious") if in_the_way == "a song" else path.mkdir()
+    before = sorted(os.walk(tmp_path))
+
+    def separated(*args):
+        raise AssertionError("separated for nothing")
+
+    separator._estimate = separated
+    with pytest.raises(InputError, match=f"{path}: (cannot be written|is a folder)"):
+        separator.separate_file(song[0], tmp_path / "out", overwrite=True)
+    assert sorted(os.walk(tmp_path)) == before
+
+
+@pytest.mark.parametrize("made_before", [True, False])
+def test_refuses_an_output_that_stops_taking_files(separator, song, tmp_path, monkeypatch, made_before):
+    if made_before:
+        (tmp_path / "out").mkdir()
+    before = sorted(os.walk(tmp_path))
+
+    def failing(*args, **options):
+        raise tf.errors.PermissionDeniedError(None, None, "no longer")
+
+    monkeypatch.setattr(tf.io.gfile, "rename", failing)
+    with pytest.raises(InputError, match=r"vocals\.wav: cannot be written; choose another output folder"):
+        separator.separate_file(song[0], tmp_path / "out")
+    assert sorted(os.walk(tmp_path)) == before
 
 
 def test_refuses_a_bad_file_without_a_trace(separator, tmp_path):

@@ -52,10 +52,10 @@ def test_identity_gives_the_input_back_across_chunks(identity, samples):
 
 def test_chunks_hear_real_neighbours():
     """A model with memory (a moving average) gives what it gives for the undivided audio."""
-    kernel = np.full(301, 1 / 301, np.float32)
+    kernel = np.full(1201, 1 / 1201, np.float32)
 
     def average(mixture):
-        averaged = [np.convolve(channel, kernel)[150:-150] for channel in mixture[0].numpy().T]
+        averaged = [np.convolve(channel, kernel)[600:-600] for channel in mixture[0].numpy().T]
         return tf.constant(np.stack(averaged, axis=-1)[None, ..., None].repeat(2, axis=-1), tf.float32)
 
     mixture = noise(4 * RATE)
@@ -79,6 +79,29 @@ def test_chunks_are_bounded_and_cross_faded():
     assert max(lengths) <= RATE
     assert np.abs(np.diff(estimate)).max() < 1.5 / (0.05 * RATE)  # a ramp from each chunk's number to the next, no step
     assert estimate[-1] == len(lengths)
+
+
+@pytest.mark.parametrize(("n_fft", "hop", "context"), [(512, 128, 256), (512, 200, 400), (32768, 16384, 16384)])
+def test_context_is_at_least_half_a_window_of_whole_hops(n_fft, hop, context):
+    lengths = []
+
+    def counting(mixture):
+        lengths.append(mixture.shape[1])
+        return doubling(mixture)
+
+    profile = PROFILE.model_copy(update={"n_fft": n_fft, "hop_length": hop})
+    separator = Separator(counting, profile, chunk_seconds=20.0, context_seconds=0.01, crossfade_seconds=0.5)
+    separator.separate(np.zeros((60 * RATE, 2), np.float32))
+    step = (20 * RATE - 2 * context - RATE // 2) // hop * hop
+    assert lengths[0] == step + RATE // 2 + context
+    assert lengths[1] == lengths[0] + context
+
+
+def test_chunks_hold_windows_longer_than_they_are_meant_to_be():
+    profile = PROFILE.model_copy(update={"n_fft": 2 * RATE, "hop_length": RATE})
+    mixture = noise(10 * RATE)
+    separator = Separator(doubling, profile, chunk_seconds=1.0, context_seconds=0.1, crossfade_seconds=0.05)
+    np.testing.assert_allclose(separator.separate(mixture)["drums"], -mixture, rtol=0, atol=1e-6)
 
 
 def test_blocks_stream():

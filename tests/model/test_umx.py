@@ -1,5 +1,6 @@
 """The end-to-end model: shapes, round trips, and a SavedModel that plain TensorFlow loads."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from umx_model.errors import InputError
+from umx_model.model import folder
 from umx_model.model.folder import checkpointable, read_model, write_model_folder
 from umx_model.model.spectral_filter import JointSpectralFilter, get_joint_spectral_filter
 from umx_model.model.umx import UMX, export_saved_model
@@ -109,6 +111,27 @@ def test_model_folder_round_trip(spectral_filter, tmp_path):
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_failed_export_leaves_the_old_model(spectral_filter, tmp_path, monkeypatch):
+    def contents():
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def fail(model, profile, path):
+        os.makedirs(path)
+        raise OSError("disk full")
+
+    write_model_folder(tmp_path, spectral_filter, PROFILE)
+    before, other = contents(), get_joint_spectral_filter(PROFILE.model)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "export_saved_model", fail)
+        with pytest.raises(OSError, match="disk full"):
+            write_model_folder(tmp_path, other, PROFILE)
+    assert contents() == before
+    write_model_folder(tmp_path, other, PROFILE)  # over what the failure left
+    served = tf.saved_model.load(str(tmp_path / "saved_model")).signatures["serving_default"](mixture=mixture())
+    np.testing.assert_allclose(served["drums"], UMX(other)(mixture())[..., 1], atol=1e-5)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
 @pytest.mark.parametrize("optimizer", [True, False])
 def test_reads_checkpoints(spectral_filter, tmp_path, optimizer):
     PROFILE.write(tmp_path)
@@ -118,6 +141,28 @@ def test_reads_checkpoints(spectral_filter, tmp_path, optimizer):
     expected = UMX(spectral_filter)(mixture())
     for path in (tmp_path, tmp_path / "checkpoints", prefix):
         np.testing.assert_allclose(read_model(path)[0](mixture()), expected, atol=1e-6)
+
+
+def test_reads_the_best_checkpoint(spectral_filter, tmp_path, monkeypatch):
+    PROFILE.write(tmp_path)
+    newest, best = tmp_path / "checkpoints", tmp_path / "checkpoints" / "best"
+    best_filter = get_joint_spectral_filter(PROFILE.model)
+    prefixes = {}
+    for path, model in ((newest, spectral_filter), (best, best_filter)):
+        checkpoint = tf.train.Checkpoint(model=checkpointable(model))
+        prefixes[path] = tf.train.CheckpointManager(checkpoint, str(path), max_to_keep=1).save()
+    monkeypatch.chdir(newest)
+    for path in (tmp_path, best, prefixes[best], "best"):
+        np.testing.assert_allclose(read_model(path)[0](mixture()), UMX(best_filter)(mixture()), atol=1e-6)
+    np.testing.assert_allclose(read_model(newest)[0](mixture()), UMX(spectral_filter)(mixture()), atol=1e-6)
+
+
+def test_weights_without_a_profile_are_refused(spectral_filter, tmp_path):
+    PROFILE.write(tmp_path)
+    write_model_folder(tmp_path / "a" / "b" / "c", spectral_filter, PROFILE, saved_model=False)
+    (tmp_path / "a" / "b" / "c" / "profile.json").unlink()
+    with pytest.raises(InputError, match=r"c/model\.weights\.h5: no profile\.json beside it"):
+        read_model(tmp_path / "a" / "b" / "c")
 
 
 def test_weights_of_another_profile_are_refused(spectral_filter, tmp_path):

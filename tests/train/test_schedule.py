@@ -42,6 +42,24 @@ def test_cooldown_epochs_do_not_count() -> None:
     assert rates(PlateauDecay(0.1, patience=1, cooldown=2), [1] * 7) == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.1, 0.01])
 
 
+def test_a_count_that_is_restarted_grants_full_patience() -> None:
+    plateau = PlateauDecay(0.1, patience=1, cooldown=5)
+    rates(plateau, [1, 1, 1])  # cooling down
+    plateau.restart_count()
+    assert plateau.best == 1
+    assert rates(plateau, [1, 1]) == pytest.approx([1, 0.1])
+
+
+def test_losses_are_forgotten() -> None:
+    plateau, stopping = PlateauDecay(0.5, patience=0, cooldown=3), EarlyStopping(patience=2)
+    for loss in (1, 2, 3):
+        plateau.step(loss, 1.0)
+        stopping.step(loss)
+    plateau.reset()
+    stopping.reset()
+    assert (plateau, stopping) == (PlateauDecay(0.5, patience=0, cooldown=3), EarlyStopping(patience=2))
+
+
 def test_the_rate_does_not_vanish() -> None:
     assert PlateauDecay(0.5, patience=0, best=1.0).step(2.0, 1.5e-8) == 1.5e-8
 

@@ -57,6 +57,17 @@ def test_a_large_database_is_measured_in_part(
     np.testing.assert_allclose(mean, np.concatenate([levels(m, 4000) for m in chosen]).mean(axis=0), rtol=1e-4)
 
 
+def test_valid_samples_are_read_but_not_measured(tmp_path: Path, make_database: Callable[..., Path]) -> None:
+    samples = read_database(make_database(tmp_path, seconds=1, sample_rate=8000), PROFILE.model.targets)
+    alone = statistics.input_statistics(PROFILE, samples["train"], quiet=True)
+    together = statistics.input_statistics(PROFILE, samples["train"], samples["valid"], quiet=True)
+    np.testing.assert_array_equal(together, alone)
+    broken = tmp_path / "valid" / "song01" / "drums.wav"
+    broken.write_bytes(broken.read_bytes()[:-1000])
+    with pytest.raises(InputError, match=r"valid/song01/drums.wav: truncated"):
+        statistics.input_statistics(PROFILE, samples["train"], samples["valid"], quiet=True)
+
+
 def test_silence_is_refused(tmp_path: Path) -> None:
     for split in ("train", "valid"):
         (tmp_path / split / "song").mkdir(parents=True)

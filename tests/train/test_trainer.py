@@ -23,7 +23,7 @@ from umx_model.train.losses import magnitudes
 from umx_model.train.steps import Steps
 from umx_model.train.trainer import TrainingFailedError, train
 
-MODEL = {
+MODEL: dict[str, Any] = {
     "targets": ["vocals", "drums"],
     "sample_rate": 8000,
     "channels": 2,
@@ -277,6 +277,49 @@ def test_time_ends_an_epoch_early(root: Path, tmp_path: Path) -> None:
     assert (tmp_path / "model" / "model.weights.h5").exists()
 
 
+def validate_as(patch: pytest.MonkeyPatch, loss: float) -> list[list[np.ndarray]]:
+    """Fix the validation loss; returns what will hold the weights at each validation."""
+    seen: list[list[np.ndarray]] = []
+
+    def validate(run: Any, *_: Any) -> np.ndarray:
+        seen.append([weight.numpy() for weight in run._filter.weights])
+        return np.full(2, loss)
+
+    patch.setattr(trainer._Run, "_validate", validate)
+    return seen
+
+
+def test_losses_on_another_database_do_not_count(
+    root: Path, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = validate_as(monkeypatch, 1e9)  # far above the loss of the epoch before
+    train(make_profile(epochs=2, patience=1), root, model, resume=True, quiet=True, data_fingerprint="another")
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "database has changed" in warning
+    state = saved_state(model)
+    assert state["plateau"]["best"] == state["stopping"]["best"] == 1e9
+    assert state["stopping"]["bad_epochs"] == 0
+    for kept, last in zip(read_model(model)[0].spectral_filter.weights, seen[-1], strict=True):
+        np.testing.assert_array_equal(kept.numpy(), last)
+
+
+def test_the_learning_rate_goes_on_unless_the_profiles_was_changed(
+    root: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validate_as(monkeypatch, 1e9)
+    monkeypatch.setattr(trainer, "write_model_folder", lambda *_: None)  # takes long
+
+    def rates(**settings: Any) -> list[float]:
+        settings = {"plateau_patience": 0, "plateau_factor": 0.1, "plateau_cooldown": 9, **settings}
+        profile = train(make_profile(**settings), root, model, resume=True, quiet=True)
+        return [entry["learning_rate"] for entry in profile.history]
+
+    assert rates(epochs=3) == pytest.approx([0.01, 0.01, 0.001])
+    assert rates(epochs=4) == pytest.approx([0.01, 0.01, 0.001, 0.001])
+    # The cooldown ends too: so the rate is lowered again.
+    assert rates(epochs=6, learning_rate=0.02) == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.02, 0.002])
+
+
 @pytest.mark.parametrize("where", ["training", "validation"])
 def test_nan_stops_at_once(root: Path, model: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     good = weights(model)
@@ -320,6 +363,16 @@ def test_output_in_use_is_refused(root: Path, model: Path) -> None:
         train(make_profile(epochs=1), root, model, quiet=True)
 
 
+def test_a_model_without_checkpoints_is_not_replaced(root: Path, model: Path) -> None:
+    shutil.rmtree(model / "checkpoints")
+    before = (model / "model.weights.h5").read_bytes()
+    for resume in (True, False):
+        with pytest.raises(InputError, match=r"holds a trained model .* no checkpoints .* another output .* remove"):
+            train(make_profile(epochs=1), root, model, resume=resume, quiet=True)
+    assert (model / "model.weights.h5").read_bytes() == before
+    assert not (model / "checkpoints").exists()
+
+
 def test_output_that_cannot_be_written_is_refused(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
@@ -345,7 +398,7 @@ def test_profile_and_data_must_fit(root: Path, tmp_path: Path, settings: dict[st
     assert not (tmp_path / "model").exists()
 
 
-def test_a_file_that_breaks_underway_is_named(tmp_path: Path) -> None:
+def test_a_damaged_file_is_named_before_anything_is_written(tmp_path: Path) -> None:
     root = helpers.make_database(tmp_path / "database", seconds=1.2, sample_rate=8000)
     samples = read_database(root, MODEL["targets"])
     broken = root / "valid" / "song01" / "drums.wav"
@@ -355,4 +408,20 @@ def test_a_file_that_breaks_underway_is_named(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
     (root / "train" / "song00" / "vocals.wav").unlink()
     with pytest.raises(InputError, match=r"train/song00/vocals.wav"):
-        train(make_profile(), samples, tmp_path / "other", quiet=True)
+        train(make_profile(), samples, tmp_path / "model", quiet=True)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_file_that_breaks_underway_is_named_and_the_run_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = helpers.make_database(tmp_path / "database", seconds=1.2, sample_rate=8000)
+    broken, output = root / "valid" / "song01" / "drums.wav", tmp_path / "model"
+    content = broken.read_bytes()
+    with monkeypatch.context() as patch:
+        before_step(patch, 1, lambda _: broken.write_bytes(content[:1000]))
+        with pytest.raises(InputError, match=r"valid/song01/drums.wav: truncated.*; resuming \(--resume\)") as error:
+            train(make_profile(epochs=1), root, output, quiet=True)
+    assert "\n" not in str(error.value)
+    broken.write_bytes(content)
+    assert len(train(make_profile(epochs=1), root, output, resume=True, quiet=True).history) == 1

@@ -23,7 +23,7 @@ import soundfile as sf
 import soxr
 import tensorflow as tf
 
-from umx_model.data.containers import check_mp4, check_ogg, find_wav_data
+from umx_model.data.containers import check_chunks, check_mp4, check_ogg
 from umx_model.errors import InputError
 
 Path = str | os.PathLike[str]
@@ -276,8 +276,8 @@ def _check_complete(path: str, form: str) -> None:
     """Raise InputError for a truncated file that libsndfile reads as a shorter one."""
     if form.startswith("OGG"):
         check_ogg(path)
-    if form.startswith("WAV"):
-        find_wav_data(path)
+    if form.startswith(("WAV", "RF64", "W64", "AIFF", "AU")):
+        check_chunks(path)
 
 
 @contextmanager

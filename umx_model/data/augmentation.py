@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 # Philox gives the same numbers on every device; the default depends on it.
@@ -34,40 +35,61 @@ class Draw(NamedTuple):
     swaps: tf.Tensor
 
 
+def sample_order(seed: int, samples: int, sequences: int, first_excerpt: int = 0) -> tf.data.Dataset:
+    """Say from which samples each excerpt is taken.
+
+    The database is gone through in rounds: `samples` excerpts in a row take each sample once, in a
+    random order that differs from round to round and from sequence to sequence.
+
+    Args:
+        seed: of the orders.
+        samples: how many there are.
+        sequences: independent orders: one per target, or one for all.
+        first_excerpt: number to start from.
+
+    Returns:
+        An endless dataset of the excerpt's number, int64 scalar, and indices of samples, int64 `[sequences]`.
+    """
+
+    def one_round(number: tf.Tensor) -> tf.data.Dataset:
+        keys = tf.random.stateless_uniform(
+            [sequences, samples], tf.random.fold_in(tf.constant([seed, 0], tf.int64), number), alg=_ALGORITHM
+        )
+        order = tf.cast(tf.argsort(keys, axis=-1, stable=True), tf.int64)
+        return tf.data.Dataset.from_tensor_slices(
+            (number * samples + tf.range(samples, dtype=tf.int64), tf.transpose(order))
+        )
+
+    first_round, done = divmod(first_excerpt, samples)
+    rounds = tf.data.Dataset.range(first_round, np.iinfo(np.int64).max // samples)
+    return rounds.flat_map(one_round).skip(done)
+
+
 def draw(
     number: tf.Tensor,
+    samples: tf.Tensor,
     seed: int,
     lengths: tf.Tensor,
     excerpt_samples: int,
     targets: int,
-    random_track_mix: bool,
     gain_range: tuple[float, float] | None,
     swap_channels: float,
 ) -> Draw:
     """Draw an excerpt.
 
-    The database is gone through in rounds: `len(lengths)` excerpts in a row take each sample once,
-    in a random order that differs from round to round and, with `random_track_mix`, from target to
-    target.
-
     Args:
         number: int64 scalar, which excerpt of the endless sequence.
+        samples: int64 `[targets]`, from which sample each target is taken, with a start of its own;
+            or `[1]`, one sample and start for all targets.
         seed: of the sequence.
         lengths: int64 `[samples]`, length of each sample, at least `excerpt_samples`.
         excerpt_samples: length of an excerpt.
         targets: how many there are.
-        random_track_mix: give each target its own sample and start.
         gain_range: lowest and highest gain; None for gains of 1.
         swap_channels: probability of a swap.
     """
-    sequences = targets if random_track_mix else 1
-    count = tf.size(lengths, tf.int64)
-    round_seed = tf.random.fold_in(tf.constant([seed, 0], tf.int64), number // count)
-    keys = tf.random.stateless_uniform([sequences, tf.size(lengths)], round_seed, alg=_ALGORITHM)
-    samples = tf.cast(tf.argsort(keys, axis=-1, stable=True), tf.int64)[:, number % count]
-
     seeds = tf.random.split(tf.random.fold_in(tf.constant([seed, 1], tf.int64), number), 3)
-    positions = tf.random.stateless_uniform([sequences], seeds[0], dtype=tf.float64, alg=_ALGORITHM)
+    positions = tf.random.stateless_uniform(tf.shape(samples), seeds[0], dtype=tf.float64, alg=_ALGORITHM)
     choices = tf.gather(lengths, samples) - excerpt_samples + 1
     starts = tf.minimum(tf.cast(positions * tf.cast(choices, tf.float64), tf.int64), choices - 1)
 

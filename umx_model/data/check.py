@@ -137,10 +137,9 @@ def check_fits(samples: Sequence[Sample], profile: ModelProfile, excerpt_seconds
         InputError: a line for each rate or channel count other than the profile's, and for each
             sample shorter than an excerpt.
     """
-    problems = []
+    problems = [] if excerpt_seconds is None else too_short(samples, excerpt_seconds)
     others: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
-        name = os.path.join(sample.split, sample.id)
         if sample.sample_rate != profile.sample_rate:
             others[
                 f"{sample.sample_rate} Hz, the profile has {profile.sample_rate}; "
@@ -151,14 +150,19 @@ def check_fits(samples: Sequence[Sample], profile: ModelProfile, excerpt_seconds
                 f"{sample.channels} channels, the profile has {profile.channels}; "
                 f"set model.channels={sample.channels} or convert the files"
             ].append(sample)
-        seconds = sample.length / sample.sample_rate
-        if excerpt_seconds is not None and sample.length < round(excerpt_seconds * sample.sample_rate):
-            problems.append(
-                f"{name}: {seconds:.2f} s long, an excerpt takes {excerpt_seconds:g} s; "
-                "shorten train.excerpt_seconds or remove the sample"
-            )
     for problem, those in others.items():
         more = f" and {len(those) - 1} more" if len(those) > 1 else ""
         problems.append(f"{os.path.join(those[0].split, those[0].id)}{more}: {problem}")
     if problems:
         raise InputError("\n".join(problems))
+
+
+def too_short(samples: Sequence[Sample], excerpt_seconds: float) -> list[str]:
+    """Return a line for each sample that is shorter than an excerpt."""
+    return [
+        f"{os.path.join(sample.split, sample.id)}: {sample.length / sample.sample_rate:.2f} s long, an excerpt takes "
+        f"{excerpt_seconds:g} s ({sample.length} of {wanted} samples); "
+        "shorten train.excerpt_seconds or remove the sample"
+        for sample in samples
+        if sample.length < (wanted := round(excerpt_seconds * sample.sample_rate))
+    ]

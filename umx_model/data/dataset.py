@@ -12,6 +12,7 @@ import tensorflow as tf
 from tensorflow_io.python.ops import core_ops
 
 from umx_model.data import audio, augmentation
+from umx_model.data.check import too_short
 from umx_model.data.containers import find_wav_data
 from umx_model.data.track_folder import Sample, concurrently, read_database
 from umx_model.errors import InputError
@@ -99,14 +100,14 @@ class FixedSourcesTrackFolderDataset(tf.data.Dataset):
         with tf.device("CPU:0"):
             files = _FileTable(samples, self.targets, self.channels)
 
-            def read_excerpt(number: tf.Tensor) -> tf.Tensor:
+            def read_excerpt(number: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
                 drawn = augmentation.draw(
                     number,
+                    order,
                     seed,
                     files.lengths,
                     excerpt_samples,
                     len(self.targets),
-                    random_track_mix,
                     gain_range,
                     swap_channels,
                 )
@@ -119,10 +120,12 @@ class FixedSourcesTrackFolderDataset(tf.data.Dataset):
 
             if split in WHOLE_SPLITS:
                 places = tf.data.Dataset.from_tensor_slices(_pieces(samples, excerpt_samples))
-                read: Callable[[tf.Tensor], tf.Tensor] = read_piece
+                read: Callable[..., tf.Tensor] = read_piece
             else:
-                _check_long_enough(samples, excerpt_samples)
-                places = tf.data.Dataset.range(first_excerpt, np.iinfo(np.int64).max)
+                if problems := too_short(samples, excerpt_seconds):
+                    raise InputError("\n".join(problems))
+                sequences = len(self.targets) if random_track_mix else 1
+                places = augmentation.sample_order(seed, len(samples), sequences, first_excerpt)
                 read = read_excerpt
             self._dataset = places.map(read, num_parallel_calls=num_parallel_calls, deterministic=True)
         super().__init__(self._dataset._variant_tensor)
@@ -271,14 +274,3 @@ def _common_rate_and_channels(samples: Sequence[Sample]) -> tuple[int, int]:
                 f"{sample.split}/{sample.id} {sample.sample_rate} Hz, {sample.channels}; make them equal"
             )
     return first.sample_rate, first.channels
-
-
-def _check_long_enough(samples: Sequence[Sample], excerpt_samples: int) -> None:
-    short = [
-        f"{sample.split}/{sample.id}: {sample.length} samples long, an excerpt takes {excerpt_samples}; "
-        "shorten train.excerpt_seconds or remove the sample"
-        for sample in samples
-        if sample.length < excerpt_samples
-    ]
-    if short:
-        raise InputError("\n".join(short))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ R = TypeVar("R")
 
 SPLITS = ("train", "valid", "test")
 REQUIRED_SPLITS = ("train", "valid")
+
+_SPOT = 4096  # bytes read at each of five places of a file for the fingerprint
 
 _LIBSNDFILE_EXTENSIONS = (
     *("wav", "wave", "flac", "ogg", "oga", "opus", "mp3"),
@@ -70,7 +73,7 @@ def read_database(
 
     Args:
         root: the database; local, or anything that `tf.io.gfile` opens.
-        targets: names, in the order wanted; None for those of the first sample, sorted.
+        targets: names, in the order wanted; None for those of most samples, sorted.
         splits: to read; None for train and valid, which must be there, and test, which may.
 
     Returns:
@@ -87,9 +90,7 @@ def read_database(
     files = concurrently(lambda folder: _audio_files(os.path.join(name, *folder)), folders)
     found = {target for sample_files in files for target in sample_files}
     if targets is None:
-        targets = tuple(sorted(files[0]))
-        if not targets:
-            raise InputError(f"{os.path.join(name, *folders[0])}: no audio files; expected one per target")
+        targets = _common_targets(name, files)
     unknown = [target for target in targets if target not in found]
     if unknown:
         there = ", ".join(sorted(found)) or "no audio files"
@@ -107,13 +108,14 @@ def read_database(
 
 
 def found_targets(root: Path) -> list[str]:
-    """Return the targets of a database, sorted.
+    """Return the targets of a database, sorted: those that most samples have; no file is opened.
 
     Raises:
-        InputError: the database cannot be used, see `read_database`.
+        InputError: root, train or valid is missing or empty, or no target is in most samples.
     """
-    samples = read_database(root)
-    return sorted(next(iter(samples.values()))[0].files)
+    name = os.fspath(root)
+    folders = list_sample_folders(name)
+    return list(_common_targets(name, concurrently(lambda folder: _audio_files(os.path.join(name, *folder)), folders)))
 
 
 def list_sample_folders(root: Path, splits: Sequence[str] | None = None) -> list[tuple[str, str]]:
@@ -189,7 +191,7 @@ def database_fingerprint(root: Path) -> str:
     """Return a hex digest that changes when any file of the database is added, removed or edited.
 
     It covers the relative path, size and modification time of every file in train, valid and test,
-    not the audio itself.
+    and of local files a few spots of their content: unpacked files may have one time and size.
 
     Raises:
         InputError: there is no such folder.
@@ -203,9 +205,22 @@ def database_fingerprint(root: Path) -> str:
             paths += [os.path.join(folder, file) for file in files if not file.startswith(".")]
     paths.sort()
     digest = hashlib.sha256()
-    for path, status in zip(paths, concurrently(tf.io.gfile.stat, paths), strict=True):
-        digest.update(f"{path[len(name) :].strip('/')}\0{status.length}\0{status.mtime_nsec}\n".encode())
+    for path, identity in zip(paths, concurrently(_identity, paths), strict=True):
+        digest.update(f"{path[len(name) :].strip('/')}\0".encode() + identity)
     return digest.hexdigest()
+
+
+def _identity(path: str) -> bytes:
+    if "://" in path:
+        remote = tf.io.gfile.stat(path)
+        return f"{remote.length}\0{remote.mtime_nsec}\n".encode()
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())  # gfile's times are whole seconds
+        digest = hashlib.sha256(f"{status.st_size}\0{status.st_mtime_ns}".encode())
+        for quarter in range(5):
+            file.seek(max(0, status.st_size * quarter // 4 - _SPOT))
+            digest.update(file.read(_SPOT))
+    return digest.digest()
 
 
 def _audio_files(folder: str) -> dict[str, list[str]]:
@@ -217,6 +232,16 @@ def _audio_files(folder: str) -> dict[str, list[str]]:
         if known and target != "mixture":
             found.setdefault(target, []).append(file)
     return found
+
+
+def _common_targets(root: str, files: Sequence[dict[str, list[str]]]) -> tuple[str, ...]:
+    """Sort out what most samples have, so that one that lacks a target or has one too many stands out."""
+    counts = Counter(target for sample_files in files for target in sample_files)
+    targets = tuple(sorted(target for target, count in counts.items() if 2 * count > len(files)))
+    if not targets:
+        there = f"; the samples hold {', '.join(sorted(counts))}" if counts else ""
+        raise InputError(f"{root}: no audio file of one name in most samples; expected one per target{there}")
+    return targets
 
 
 def _differences(folder: str, infos: dict[str, AudioInfo]) -> list[str]:

@@ -99,6 +99,9 @@ def separate_file(
         raise InputError(
             f"{existing[0]}: exists already; overwrite it with --overwrite or choose another output folder"
         )
+    for name in existing:
+        if tf.io.gfile.isdir(name):
+            raise InputError(f"{name}: is a folder; remove it or choose another output folder")
     info = audio.probe(path)
     with _temporary_folder(output, track) as folder:
         estimates = separator.separate_audio(info, progress)
@@ -106,24 +109,33 @@ def separate_file(
             audio.write(
                 os.path.join(folder, f"{target}.{stem_format}"), estimates[target], info.sample_rate, sample_format
             )
-        tf.io.gfile.makedirs(os.path.join(output, track))
         for target, name in written.items():
-            tf.io.gfile.rename(os.path.join(folder, f"{target}.{stem_format}"), name, overwrite=True)
+            try:
+                tf.io.gfile.rename(os.path.join(folder, f"{target}.{stem_format}"), name, overwrite=True)
+            except (tf.errors.OpError, OSError):
+                raise _cannot_write(name) from None
     return written
 
 
 @contextlib.contextmanager
 def _temporary_folder(output: str, track: str) -> Iterator[str]:
-    """Make a hidden folder in `output` and remove it at the end, with `output` if that was made for it and is empty."""
-    folder = os.path.join(output, f".{track}.{os.getpid()}.partial")
-    is_new = not tf.io.gfile.exists(output)
+    """Make a hidden folder and one for the track; in the end remove it, and what was made for it and is empty."""
+    folder, track_folder = os.path.join(output, f".{track}.{os.getpid()}.partial"), os.path.join(output, track)
+    made = [name for name in (track_folder, output) if not tf.io.gfile.exists(name)]
     try:
-        tf.io.gfile.makedirs(folder)
-    except (tf.errors.OpError, OSError):
-        raise InputError(f"{output}: cannot be written; choose another output folder") from None
-    try:
+        try:
+            tf.io.gfile.makedirs(folder)
+            tf.io.gfile.makedirs(track_folder)
+        except (tf.errors.OpError, OSError):
+            raise _cannot_write(track_folder) from None
         yield folder
     finally:
-        tf.io.gfile.rmtree(folder)
-        if is_new and not tf.io.gfile.listdir(output):
-            tf.io.gfile.rmtree(output)
+        if tf.io.gfile.exists(folder):
+            tf.io.gfile.rmtree(folder)
+        for name in made:
+            if tf.io.gfile.isdir(name) and not tf.io.gfile.listdir(name):
+                tf.io.gfile.rmtree(name)
+
+
+def _cannot_write(path: str) -> InputError:
+    return InputError(f"{path}: cannot be written; choose another output folder")

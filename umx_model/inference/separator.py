@@ -8,11 +8,13 @@ The audio is cut into chunks. Every chunk is estimated together with real audio 
     chunk 1            |. . . . . . . /######################\\ . . .|               # kept
     chunk 2                                   |. . . . . . . /##################|    . context
 
-So memory is bounded, and nothing is heard or measured at the borders.
+So the model's working memory is bounded, and nothing is heard or measured at the borders. The
+mixture and all estimates are held whole (`separate`, `separate_file`); `separate_blocks` streams.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -37,8 +39,10 @@ class Separator:
         estimate: the model, mixture `[1, samples, channels]` float32 -> estimates
             `[1, samples, channels, targets]`, for any number of samples from 1 up.
         profile: what the model is.
-        chunk_seconds: audio estimated at once, context included; bounds memory.
-        context_seconds: real audio on either side of a chunk that the model hears but does not return.
+        chunk_seconds: audio estimated at once, context included, or four STFT windows if that is
+            more; bounds the model's working memory.
+        context_seconds: real audio on either side of a chunk that the model hears but does not return;
+            at least half an STFT window.
         crossfade_seconds: overlap of neighbouring chunks.
 
     Raises:
@@ -57,9 +61,10 @@ class Separator:
         self._estimate = estimate
         # Whole STFT frames, so that chunks see the very frames that the undivided audio has.
         hop = profile.hop_length
-        self._context = int(context_seconds * profile.sample_rate) // hop * hop
+        self._context = math.ceil(max(context_seconds * profile.sample_rate, profile.n_fft / 2) / hop) * hop
         self._fade = max(1, int(crossfade_seconds * profile.sample_rate))
-        self._step = (int(chunk_seconds * profile.sample_rate) - 2 * self._context - self._fade) // hop * hop
+        chunk = max(int(chunk_seconds * profile.sample_rate), 4 * profile.n_fft)
+        self._step = (chunk - 2 * self._context - self._fade) // hop * hop
         if self._step < self._fade:
             raise ValueError(
                 f"chunk_seconds must leave room for two contexts and cross-fades, got {chunk_seconds} "

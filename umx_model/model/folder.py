@@ -23,6 +23,7 @@ from umx_model.profile import Profile
 WEIGHTS = "model.weights.h5"
 SAVED_MODEL = "saved_model"
 CHECKPOINTS = "checkpoints"
+BEST = "best"
 
 
 def write_model_folder(
@@ -38,6 +39,10 @@ def write_model_folder(
     """
     path = os.fspath(folder)
     tf.io.gfile.makedirs(path)
+    exported, exporting = os.path.join(path, SAVED_MODEL), os.path.join(path, SAVED_MODEL + ".partial")
+    if saved_model:  # first, as it takes longest and is likeliest to fail
+        _remove(exporting)
+        export_saved_model(UMX(spectral_filter), profile, exporting)
     with tempfile.TemporaryDirectory() as scratch:
         local = os.path.join(scratch, WEIGHTS)  # HDF5 writes to local files only
         spectral_filter.save_weights(local)
@@ -46,12 +51,13 @@ def write_model_folder(
         tf.io.gfile.rename(partial, os.path.join(path, WEIGHTS), overwrite=True)
     profile.write(path)
     if saved_model:
-        final, partial = os.path.join(path, SAVED_MODEL), os.path.join(path, SAVED_MODEL + ".partial")
-        for old in (partial, final):
-            if tf.io.gfile.exists(old):
-                tf.io.gfile.rmtree(old)
-        export_saved_model(UMX(spectral_filter), profile, partial)
-        tf.io.gfile.rename(partial, final)
+        _remove(exported)
+        tf.io.gfile.rename(exporting, exported)
+
+
+def _remove(folder: str) -> None:
+    if tf.io.gfile.exists(folder):
+        tf.io.gfile.rmtree(folder)
 
 
 def checkpointable(model: keras.Model) -> dict[str, tf.Variable]:
@@ -71,8 +77,10 @@ def read_model(
     """Build a model from its profile and read its weights.
 
     Args:
-        path: a model folder, a weights file (`*.weights.h5`), a folder of checkpoints or one
-            checkpoint in it; the latter three with `profile.json` beside or in the folder above.
+        path: a model folder, a weights file (`*.weights.h5`), a folder of checkpoints, whose newest
+            is taken, or one checkpoint; `profile.json` lies beside the weights or in one of the two
+            folders above. Of a model folder still in training the best checkpoint is taken, or,
+            before there is one, the newest.
         niter: EM iterations; as in the profile by default.
         softmask: how EM starts; as in the profile by default.
 
@@ -83,8 +91,9 @@ def read_model(
         InputError: nothing there, no profile, or weights that do not fit the profile.
     """
     name = os.fspath(path).rstrip("/")
-    weights, home = _locate(name)
-    profile = Profile.read(os.path.join(home, profiles.FILE_NAME))
+    weights = _locate(name)
+    profile_file = _profile_of(weights)
+    profile = Profile.read(profile_file)
     spectral_filter = get_joint_spectral_filter(profile.model)
     try:
         if weights.endswith(".weights.h5"):
@@ -97,25 +106,36 @@ def read_model(
             checkpoint.read(weights).expect_partial().assert_existing_objects_matched()
     except (ValueError, OSError, LookupError, AssertionError, tf.errors.OpError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{weights}: damaged, or not of the model in {home}/{profiles.FILE_NAME} ({reason})") from None
+        raise InputError(f"{weights}: damaged, or not of the model in {profile_file} ({reason})") from None
     return UMX(spectral_filter, niter=niter, softmask=softmask), profile
 
 
-def _locate(name: str) -> tuple[str, str]:
-    """Return the weights file or checkpoint that `name` means, and the folder of its profile."""
+def _locate(name: str) -> str:
+    """Return the weights file or checkpoint that `name` means."""
     if tf.io.gfile.isdir(name):
         weights = os.path.join(name, WEIGHTS)
         if tf.io.gfile.exists(weights):
-            return weights, name
-        for folder, home in ((os.path.join(name, CHECKPOINTS), name), (name, os.path.dirname(name))):
+            return weights
+        for folder in (os.path.join(name, CHECKPOINTS, BEST), os.path.join(name, CHECKPOINTS), name):
             latest = tf.train.latest_checkpoint(folder)
             if latest:
-                return latest, home
+                return latest
         raise InputError(f"{name}: not a model folder; expected {profiles.FILE_NAME} and {WEIGHTS} in it")
     if tf.io.gfile.exists(name + ".index"):
-        return name, os.path.dirname(os.path.dirname(name))
+        return name
     if not tf.io.gfile.exists(name):
         raise InputError(f"{name}: no such model; expected a model folder, a weights file or a checkpoint")
     if not name.endswith(".weights.h5"):
         raise InputError(f"{name}: not a model; expected a model folder, a *.weights.h5 file or a checkpoint")
-    return name, os.path.dirname(name) or "."
+    return name
+
+
+def _profile_of(weights: str) -> str:
+    """Return the profile that lies beside weights or in one of the two folders above."""
+    folder = os.path.dirname(weights if "://" in weights else os.path.abspath(weights))
+    for _ in range(3):
+        path = os.path.join(folder, profiles.FILE_NAME)
+        if tf.io.gfile.exists(path):
+            return path
+        folder = os.path.dirname(folder)
+    raise InputError(f"{weights}: no {profiles.FILE_NAME} beside it or in the two folders above; put the model's there")

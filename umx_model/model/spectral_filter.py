@@ -292,11 +292,20 @@ def set_input_statistics(spectral_filter: keras.Model, mean: np.ndarray, std: np
             layer.set_input_statistics(mean, std)
 
 
-def _make_filters(profile: ModelProfile) -> list[SpectralFilterLayer]:
+def check_architecture(profile: ModelProfile) -> None:
+    """Refuse a profile whose spectral filter nobody has registered.
+
+    Raises:
+        InputError: the profile names an architecture that is not registered.
+    """
     if profile.architecture not in _architectures:
         raise InputError(
             f"model.architecture: {profile.architecture!r} is not registered; known are {', '.join(_architectures)}"
         )
+
+
+def _make_filters(profile: ModelProfile) -> list[SpectralFilterLayer]:
+    check_architecture(profile)
     cls = _architectures[profile.architecture]
     return [cls.from_profile(profile, name=target) for target in profile.targets]
 

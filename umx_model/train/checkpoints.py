@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from umx_model.errors import InputError
-from umx_model.model.folder import checkpointable
+from umx_model.model.folder import BEST, WEIGHTS, checkpointable
 from umx_model.profile import Profile
 from umx_model.train.schedule import EarlyStopping, PlateauDecay
 
@@ -104,7 +104,11 @@ class Checkpoints:
         data_fingerprint: str | None,
     ) -> None:
         self.folder = os.path.join(output, FOLDER)
-        self._about = {"model": profile.model.model_dump(mode="json"), "data_fingerprint": data_fingerprint}
+        self._about = {
+            "model": profile.model.model_dump(mode="json"),
+            "data_fingerprint": data_fingerprint,
+            "learning_rate": profile.train.learning_rate,  # at the start; the optimizer's may be lower
+        }
         self._spectral_filter = spectral_filter
         self._loop = _Json()
         # Variables one by one: given Keras objects, tf.train.Checkpoint leaves out those held in lists.
@@ -117,7 +121,7 @@ class Checkpoints:
         )
         self._best = tf.train.CheckpointManager(
             tf.train.Checkpoint(model=model),
-            os.path.join(self.folder, "best"),
+            os.path.join(self.folder, BEST),
             max_to_keep=1,
             checkpoint_name="step",
         )
@@ -132,11 +136,11 @@ class Checkpoints:
         self._loop.document = {**self._about, "state": dataclasses.asdict(state)}
         self._manager.save(checkpoint_number=state.step)
 
-    def restore(self, state: LoopState) -> str | None:
+    def restore(self, state: LoopState) -> set[str]:
         """Read the newest checkpoint into the model, the optimizer and `state`.
 
         Returns:
-            The fingerprint of the database that the checkpoint was trained on.
+            What is another one now than in the checkpoint: `data_fingerprint`, `learning_rate`.
 
         Raises:
             InputError: it belongs to another model profile, or is damaged.
@@ -158,7 +162,7 @@ class Checkpoints:
                 f"remove it to go on from an older one, or train into another folder"
             ) from None
         state.resume(about["state"])
-        return about["data_fingerprint"]
+        return {name for name, value in self._about.items() if about.get(name, value) != value}
 
     def save_best(self, state: LoopState) -> None:
         """Write the model as the best so far."""
@@ -187,16 +191,20 @@ def prepare_output(output: str, resume: bool) -> None:
     """Create the output folder, or make sure that it may be used.
 
     Raises:
-        InputError: it cannot be written, or holds a model or checkpoints and this is no resumption.
+        InputError: it cannot be written; or it holds checkpoints and this is no resumption, or a model
+            without checkpoints, which training would replace.
     """
+    checkpoints = os.path.join(output, FOLDER)
     try:
-        if not resume and tf.io.gfile.isdir(output):
-            for name in ("model.weights.h5", FOLDER):
-                if tf.io.gfile.exists(os.path.join(output, name)):
-                    raise InputError(
-                        f"{output}: holds a trained model or checkpoints already ({name}); "
-                        f"resume that training, or choose another output folder"
-                    )
+        if not resume and tf.io.gfile.exists(checkpoints):
+            raise InputError(
+                f"{output}: holds checkpoints of a training; resume it (--resume), or choose another output folder"
+            )
+        if tf.io.gfile.exists(os.path.join(output, WEIGHTS)) and not tf.train.latest_checkpoint(checkpoints):
+            raise InputError(
+                f"{output}: holds a trained model ({WEIGHTS}) and no checkpoints to resume; "
+                f"choose another output folder, or remove that file"
+            )
         tf.io.gfile.makedirs(output)
         probe = os.path.join(output, ".writable")
         with tf.io.gfile.GFile(probe, "w") as file:

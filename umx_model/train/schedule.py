@@ -43,6 +43,15 @@ class PlateauDecay:
         reduced = learning_rate * self.factor
         return reduced if learning_rate - reduced > 1e-8 else learning_rate
 
+    def reset(self) -> None:
+        """Forget all losses, as those of other data do not compare."""
+        self.best = math.inf
+        self.restart_count()
+
+    def restart_count(self) -> None:
+        """Grant full patience anew, and end a cooldown."""
+        self.bad_epochs = self.cooldown_left = 0
+
 
 @dataclasses.dataclass
 class EarlyStopping:
@@ -63,6 +72,10 @@ class EarlyStopping:
             return True
         self.bad_epochs += 1
         return False
+
+    def reset(self) -> None:
+        """Forget all losses, as those of other data do not compare."""
+        self.best, self.bad_epochs = math.inf, 0
 
     @property
     def stop(self) -> bool:

@@ -20,7 +20,9 @@ MAX_PIECES = 4096
 _BATCH = 8
 
 
-def input_statistics(profile: Profile, samples: Sequence[Sample], quiet: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def input_statistics(
+    profile: Profile, samples: Sequence[Sample], valid: Sequence[Sample] = (), quiet: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Measure mean and standard deviation of the mixtures' magnitudes per bin.
 
     As in Open-Unmix (`get_statistics` in `scripts/train.py`, v1.3.0): over all frames of whole,
@@ -30,6 +32,7 @@ def input_statistics(profile: Profile, samples: Sequence[Sample], quiet: bool = 
     Args:
         profile: of the model and its training.
         samples: the training samples.
+        valid: samples that are read too, not measured, so that a damaged file is found now.
         quiet: show no progress bar.
 
     Returns:
@@ -50,13 +53,15 @@ def input_statistics(profile: Profile, samples: Sequence[Sample], quiet: bool = 
         return frames, tf.reduce_sum(level, axis=[0, 1]), tf.reduce_sum(tf.square(level), axis=[0, 1])
 
     frames, total, squares = 0, np.zeros(profile.model.bins), np.zeros(profile.model.bins)
-    seconds = sum(sample.length for sample in chosen) / profile.model.sample_rate
+    seconds = sum(sample.length for sample in (*chosen, *valid)) / profile.model.sample_rate
     with ProgressBar("measuring the music", total=seconds, unit="s", quiet=quiet) as bar:
         for pieces in readable(batches):
             batch_frames, batch_total, batch_squares = moments(pieces)
             frames += int(batch_frames)
             total += batch_total.numpy()
             squares += batch_squares.numpy()
+            bar.advance(pieces.shape[0] * pieces.shape[1] / profile.model.sample_rate)
+        for pieces in readable(piece_batches(profile, valid, _BATCH)) if valid else ():
             bar.advance(pieces.shape[0] * pieces.shape[1] / profile.model.sample_rate)
     mean = total / frames
     std = np.sqrt(np.maximum(squares / frames - mean**2, 0))

@@ -65,7 +65,8 @@ def train(
             TensorBoard) underway.
         resume: continue from the newest checkpoint in `output`, or start where there is none. The
             model must be the checkpoint's, settings of the training may differ. The learning rate
-            and the time spent (`max_minutes`) continue too.
+            (unless `train.learning_rate` was changed) and the time spent (`max_minutes`) continue
+            too. Where the database has changed, losses from before do not count any more.
         quiet: show no progress bar.
         data_fingerprint: of the database, to be recorded; computed where `data` is a folder.
 
@@ -89,7 +90,10 @@ def train(
     prepare_output(folder, resume)  # not before the model is built, which may refuse the profile
     run.start(resume)
     with DeferredInterrupt() as interrupt:
-        run.train(interrupt)
+        try:
+            run.train(interrupt)
+        except InputError as error:
+            raise InputError(f"{error}; resuming (--resume) then continues from the last checkpoint") from None
     return run.finish()
 
 
@@ -131,9 +135,8 @@ class _Run:
         )
         if resume and self._checkpoints.latest:
             with self._strategy.scope():
-                fingerprint = self._checkpoints.restore(self._state)
-            if fingerprint != self._profile.data_fingerprint:
-                _log.warning("the database has changed since %s was written", self._checkpoints.latest)
+                changed = self._checkpoints.restore(self._state)
+            self._adapt(changed)
             _log.info(
                 "resumed %s: epoch %d, step %d", self._checkpoints.latest, self._state.epoch + 1, self._state.step
             )
@@ -141,7 +144,7 @@ class _Run:
             self._write_profile()
             return
         try:
-            mean, std = input_statistics(self._profile, self._samples["train"], self._quiet)
+            mean, std = input_statistics(self._profile, self._samples["train"], self._samples["valid"], self._quiet)
         except BaseException:
             if not tf.io.gfile.listdir(self._output):  # nothing is written yet
                 tf.io.gfile.rmtree(self._output)
@@ -149,6 +152,21 @@ class _Run:
         set_input_statistics(self._filter, mean, std)
         self._write_profile()
         self._save()
+
+    def _adapt(self, changed: set[str]) -> None:
+        """Take account of what is not as it was when the checkpoint was written."""
+        state = self._state
+        if "data_fingerprint" in changed:
+            _log.warning(
+                "the database has changed since %s was written; validation losses from before no longer count",
+                self._checkpoints.latest,
+            )
+            state.plateau.reset()
+            state.stopping.reset()
+        if "learning_rate" in changed:
+            _log.info("the learning rate is now train.learning_rate, %g", self._settings.learning_rate)
+            self._optimizer.learning_rate = self._settings.learning_rate
+            state.plateau.restart_count()
 
     def train(self, interrupt: DeferredInterrupt) -> None:
         """Run epochs until there are enough of them, patience or time is up."""
