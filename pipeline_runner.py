@@ -83,7 +83,9 @@ def main() -> int:
     except (KeyboardInterrupt, click.Abort):
         return _end(_INTERRUPTED, 130)
     except click.UsageError as error:
-        return _end(f"error: {error.format_message().rstrip('.')} (see --help)", 2)
+        # What is replaced is a slip of typer's with click 8.2.
+        message = error.format_message().rstrip(".").replace(" (env var: 'None')", "")
+        return _end(f"error: {message} (see --help)", 2) if message else 2  # no command: help has been printed
     except InputError as error:
         return _end(f"error: {error}", 2)
     except Exception as error:

@@ -77,8 +77,13 @@ def read_index(folder: str) -> tuple[Sample, ...]:
 
     Returns:
         Its samples, sorted by id.
+
+    Raises:
+        FileNotFoundError: there are no such files.
     """
     files = sorted(tf.io.gfile.glob(tf.io.gfile.join(folder, "*.gz")))
+    if not files:
+        raise FileNotFoundError(f"{folder}: holds no index of samples (*.gz)")
     records = tf.data.TFRecordDataset(files, compression_type="GZIP").as_numpy_iterator()
     return tuple(sorted((from_example(record) for record in records), key=lambda sample: sample.id))
 

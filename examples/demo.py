@@ -83,7 +83,7 @@ def separate(saved_model: str, mixture: np.ndarray) -> dict[str, np.ndarray]:
 
 def run(output: str) -> bool:
     """Run the demo in a folder; return whether it reached its goal."""
-    from pipeline.local import run_local
+    from pipeline.local import run_local, usage
     from pipeline.settings import PipelineSettings
     from umx_model.data import audio
     from umx_model.evaluation.bss_eval import track_score, windowed_sdr
@@ -123,7 +123,7 @@ def run(output: str) -> bool:
     print("The model has heard this music in training: this shows the machinery, not generalisation.\n")
     print(f"stems: {os.path.join(output, 'separated')}")
     print(f"model: {result.pushed_version_dir}")
-    print(f"use:   umx-pro separate --model {result.pushed_version_dir} FILES...")
+    print(usage(result.pushed_version_dir))
     missed = [target for target, goal in GOAL_DB.items() if not summary[target].gain >= goal]
     for target in missed:
         print(f"missed: {target} gained {summary[target].gain:.2f} dB, the goal is {GOAL_DB[target]:.0f} dB")

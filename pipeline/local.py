@@ -7,15 +7,20 @@ Everything is kept in the output folder:
     training/      checkpoints and logs of a training that has not finished
     serving/       pushed models, one folder per version
     logs/          one file per run
+    .lock          locked while a run is using the folder
 """
 
 import datetime
+import fcntl
 import json
 import logging
+import math
 import os
 import shlex
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +41,7 @@ from tfx.proto.orchestration import executable_spec_pb2, pipeline_pb2
 from tfx.types import Artifact
 
 from components.evaluator.executor import SCORES_FILE
+from components.pusher.executor import is_served
 from components.sample_gen.component import SampleGen
 from pipeline.logs import logged_to
 from pipeline.pipeline import create_pipeline
@@ -44,6 +50,8 @@ from umx_model.data.check import check_fits
 from umx_model.data.track_folder import database_fingerprint, read_database
 from umx_model.errors import InputError
 from umx_model.evaluation.evaluate import METRIC, TargetScore, table
+from umx_model.model.spectral_filter import check_architecture
+from umx_model.train.trainer import check_trainable
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +88,9 @@ def describe(result: LocalRunResult) -> str:
         for target, figures in scores["targets"].items()
     }
     folder = result.pushed_version_dir
-    lines = ["", f"{METRIC}; {len(scores['samples'])} {scores['split']} samples", table(summary), ""]
+    lines = [""]
+    if not all(math.isnan(score.mixture) for score in summary.values()):
+        lines += [f"{METRIC}; {len(scores['samples'])} {scores['split']} samples", table(summary), ""]
     if folder is None:
         lines.append("Not pushed, because the model is not good enough:")
         lines += [f"  {objection}" for objection in scores["objections"]]
@@ -88,12 +98,25 @@ def describe(result: LocalRunResult) -> str:
         folder = result.model_dir
     else:
         lines.append(f"Pushed to {folder}")
-    lines += [
+    return "\n".join([*lines, usage(folder)])
+
+
+def usage(folder: str) -> str:
+    """Say how to use a model folder or SavedModel, as lines that can be pasted into a shell."""
+    code = f'import umx_model as umx; stems = umx.load_separator({json.dumps(folder)}).separate("SONG")'
+    lines = [
         "Use it:",
-        f"  umx-pro separate --model {shlex.quote(folder)} SONG",
-        f'  python -c \'import umx_model as umx; stems = umx.load_separator("{folder}").separate("SONG")\'',
+        f"  {_command('umx-pro')} separate --model {shlex.quote(folder)} SONG",
+        f"  {_command('python')} -c {shlex.quote(code)}",
     ]
     return "\n".join(lines)
+
+
+def _command(name: str) -> str:
+    """A program of this Python's environment, which need not be the activated one."""
+    path = os.path.join(os.path.dirname(sys.executable), name)
+    below = os.path.relpath(path)
+    return shlex.quote(path if below.startswith(os.pardir) or os.sep not in below else below)
 
 
 def run_local(settings: PipelineSettings, report: Callable[[str], None] = print) -> LocalRunResult:
@@ -111,10 +134,9 @@ def run_local(settings: PipelineSettings, report: Callable[[str], None] = print)
         KeyboardInterrupt: Ctrl-C.
     """
     check_settings(settings)
-    with logged_to(os.path.join(settings.output, "logs")) as log_file:
-        database = os.path.join(settings.output, "metadata.db")
-        connection = metadata.sqlite_metadata_connection_config(database)
-        _forget_lost_versions(connection)
+    with _locked(settings.output), logged_to(os.path.join(settings.output, "logs")) as log_file:
+        connection = metadata.sqlite_metadata_connection_config(_metadata_file(settings))
+        _forget_versions_not_served(connection)
         pipeline = create_pipeline(settings, database_fingerprint(settings.data), connection)
         if not settings.beam_args:
             _read_in_parallel(pipeline)
@@ -129,26 +151,56 @@ def check_settings(settings: PipelineSettings) -> None:
         InputError: one line per problem.
     """
     profile = settings.profile
+    check_architecture(profile.model)
     samples = read_database(settings.data, profile.model.targets)
-    check_fits(samples["train"], profile.model, profile.train.excerpt_seconds)
-    for split in samples.keys() - {"train"}:
-        # These are used whole, so any length does that holds an STFT frame.
-        check_fits(samples[split], profile.model, profile.model.n_fft / profile.model.sample_rate)
+    check_trainable(profile, samples, max(1, len(tf.config.list_physical_devices("GPU"))))
+    # Used whole, so any length does that holds an STFT frame.
+    check_fits(samples.get("test", ()), profile.model, profile.model.n_fft / profile.model.sample_rate)
     for name, folder in (("output", settings.output), ("push_destination", settings.serving_folder)):
         _require_writable(name, folder)
+    _require_database(_metadata_file(settings))
+
+
+def _metadata_file(settings: PipelineSettings) -> str:
+    return os.path.join(settings.output, "metadata.db")
 
 
 def _require_writable(name: str, folder: str) -> None:
-    """Write and remove a file in a folder, or say that this cannot be done."""
-    probe = os.path.join(folder, f".umx-pro-{os.getpid()}")
+    """Write and remove a file in a folder, or in the one that it would be made in, or say that this cannot be done."""
+    place = folder
+    while not tf.io.gfile.exists(place) and ("://" in os.path.dirname(place)) == ("://" in place):
+        place = os.path.dirname(place)
+    probe = os.path.join(place, f".umx-pro-{os.getpid()}")
     try:
-        tf.io.gfile.makedirs(folder)
         with tf.io.gfile.GFile(probe, "w") as file:
             file.write("")
         tf.io.gfile.remove(probe)
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "message", str(error))
         raise InputError(f"{name} {folder}: cannot be written ({reason}); choose another folder") from None
+
+
+def _require_database(path: str) -> None:
+    """Refuse a file that is no SQLite database; there may be none yet."""
+    if os.path.exists(path):
+        with open(path, "rb") as file:
+            start = file.read(16)
+        if start not in (b"", b"SQLite format 3\0"):
+            raise InputError(f"{path}: not a metadata database; remove it to start afresh")
+
+
+@contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Keep other runs out of a folder while the block runs; the system frees it even after a crash."""
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, ".lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"output {folder}: another run is using this folder; wait for its end, or choose another folder"
+            ) from None
+        yield
 
 
 def _read_in_parallel(pipeline: Pipeline) -> None:
@@ -256,16 +308,18 @@ def _summary(done: dict[str, _Done], log_file: str) -> LocalRunResult:
     )
 
 
-def _forget_lost_versions(connection: metadata_store_pb2.ConnectionConfig) -> None:
-    """Make the Pusher run again where the version that it pushed is no longer there."""
+def _forget_versions_not_served(connection: metadata_store_pb2.ConnectionConfig) -> None:
+    """Make the Pusher run again where the version that it pushed is gone, or no longer the newest."""
     with metadata.Metadata(connection) as handle:
         for artifact in handle.store.get_artifacts_by_type("PushedModel"):
             folder = artifact.custom_properties["pushed_destination"].string_value
-            if artifact.state == metadata_store_pb2.Artifact.LIVE and folder and not tf.io.gfile.isdir(folder):
+            if artifact.state == metadata_store_pb2.Artifact.LIVE and folder and not is_served(folder):
                 artifact.state = metadata_store_pb2.Artifact.DELETED
                 handle.store.put_artifacts([artifact])
 
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
+    if lines and lines[0].startswith("Traceback"):
+        return lines[-1]  # what Beam makes of an exception: its traceback, which ends with type and text
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -8,6 +8,7 @@ named after them (`UMX_PRO_DATA`, `UMX_PRO_FLOOR_DB`); options of the command li
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -45,6 +46,21 @@ class PipelineSettings(BaseModel):
         """The same folder from wherever a component runs; remote ones (`gs://`) are absolute already."""
         return os.path.abspath(folder) if folder and "://" not in folder else folder
 
+    @field_validator("output")
+    @classmethod
+    def _plain(cls, folder: str) -> str:
+        """A folder that SQLite can write to, and that Beam finds again."""
+        if "://" in folder:
+            raise ValueError(
+                f"{folder} is remote; a run is kept in a local folder, only models are pushed elsewhere: "
+                "name a local one, and the remote one as --push-destination"
+            )
+        if set(folder) & set("[]*?"):
+            raise ValueError(
+                f"{folder} has one of [ ] * ? in its name, which Beam takes for a pattern; choose another folder"
+            )
+        return folder
+
     @property
     def serving_folder(self) -> str:
         """Where versions are pushed to."""
@@ -72,10 +88,12 @@ class PipelineSettings(BaseModel):
         document |= _from_environment(os.environ if environment is None else environment)
         document |= {name: value for name, value in options.items() if value is not None}
         targets, changes = document.pop("targets", None), document.pop("set", None) or {}
+        if not isinstance(changes, Mapping):
+            raise InputError(f"set: expected names and values, as in {{train.epochs: 2}}, found {changes!r}")
         unknown = document.keys() - cls.model_fields
         if unknown:
             known = ", ".join((*cls.model_fields, "targets", "set"))
-            raise InputError(f"{', '.join(sorted(unknown))}: unknown setting; known are {known}")
+            raise InputError(f"{', '.join(sorted(map(str, unknown)))}: unknown setting; known are {known}")
         data = document.get("data")
         if not data:
             raise InputError("data: no database named; give --data DIR, a folder with train/ and valid/")
@@ -88,24 +106,25 @@ class PipelineSettings(BaseModel):
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     names = {ENVIRONMENT_PREFIX + name.upper(): name for name in (*PipelineSettings.model_fields, "targets", "set")}
-    found = {name: environment[variable] for variable, name in names.items() if environment.get(variable)}
-    return {name: yaml.safe_load(text) if text[:1] in "[{" else text for name, text in found.items()}
+    found = {variable: environment[variable] for variable in names if environment.get(variable)}
+    return {names[variable]: _parse(text, variable) if text[0] in "[{" else text for variable, text in found.items()}
 
 
-def _profile(source: str | dict[str, Any], targets: Any, changes: Mapping[str, Any], data: str) -> Profile:
+def _profile(source: Any, targets: Any, changes: Mapping[str, Any], data: str) -> Profile:
     """Build the profile; its targets are those asked for, else its own, else those found in the database."""
     name = source if isinstance(source, str) else "profile"
     document = _read_mapping(_profile_file(source)) if isinstance(source, str) else source
+    if not isinstance(document, Mapping):
+        raise InputError(f"profile: expected a file, a model folder, or names and values, found {document!r}")
     # Traces of an earlier training are no settings.
     document = {key: part for key, part in document.items() if key not in ("made_with", "data_fingerprint", "history")}
+    changes = {str(key): value for key, value in changes.items()}
     if targets:
-        changes = {**changes, "model.targets": targets}
-    asked = changes.get("model.targets")
+        changes["model.targets"] = targets
 
     def find_targets() -> list[str]:
-        if not asked:
-            return found_targets(data)
-        return asked.split(",") if isinstance(asked, str) else list(asked)
+        # A stand-in where `updated` replaces it.
+        return ["named-below"] if "model.targets" in changes else found_targets(data)
 
     return Profile.parse(document, name, find_targets).updated(changes)
 
@@ -117,11 +136,22 @@ def _profile_file(path: str) -> str:
 def _read_mapping(path: str) -> dict[str, Any]:
     try:
         with tf.io.gfile.GFile(path) as file:
-            document = yaml.safe_load(file.read())
+            text = file.read()
     except (tf.errors.OpError, UnicodeDecodeError):
         raise InputError(f"{path}: cannot be read; expected a YAML or JSON file") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML or JSON: {' '.join(str(error).split())}") from None
+    document = _parse(text, path)
     if not isinstance(document, dict):
         raise InputError(f"{path}: expected names and values, found {type(document).__name__}")
     return document
+
+
+def _parse(text: str, source: str) -> Any:
+    """Read JSON or YAML. JSON first: YAML 1.1 refuses tabs in it, and reads 1e3 as text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # the latter for what looks like a date
+        raise InputError(f"{source}: not YAML or JSON: {' '.join(str(error).split())}") from None

@@ -1,6 +1,7 @@
 """The work of Evaluator: separate and score every sample with Beam, then judge."""
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from tfx.components.evaluator import executor as stock
 from tfx.types import Artifact, artifact_utils
 
 from components import progress
-from components.beam_text import read_lines, write_lines
+from components.beam_text import failure, raise_failures, read_lines, write_lines
 from data_schema.index import read_index
 from umx_model.data.track_folder import Sample
 from umx_model.errors import InputError
@@ -24,11 +25,12 @@ from umx_model.inference.separator import Separator
 
 SCORES_FILE = "scores.json"
 _PROBLEMS = "problems"
+_FAILURES = "failures"
 _MODELS = ("model", "baseline_model")
 
 
 class _Score(beam.DoFn):
-    """Sample -> JSON of {name of a model: its SampleScore}, or a line about what is wrong."""
+    """Sample -> JSON of {name of a model: its SampleScore}, or a line about what is wrong or has failed."""
 
     def __init__(self, folders: Mapping[str, str]) -> None:
         self._folders = folders
@@ -42,6 +44,8 @@ class _Score(beam.DoFn):
         except InputError as error:
             # Raised here it would reach the user wrapped in Beam's own words.
             yield TaggedOutput(_PROBLEMS, str(error))
+        except Exception as error:
+            yield TaggedOutput(_FAILURES, failure(sample.id, error))
         progress.advance(sample.id)
 
     def _separator(self, name: str) -> Separator:
@@ -68,6 +72,7 @@ class Executor(stock.Executor):
 
         Raises:
             InputError: a model or a sample cannot be used; one line per problem.
+            RuntimeError: samples could not be scored.
         """
         models = {
             name: artifact_utils.get_single_instance(input_dict[name]) for name in _MODELS if input_dict.get(name)
@@ -83,6 +88,7 @@ class Executor(stock.Executor):
             summarize(scores["model"]),
             exec_properties["floor_db"],
             summarize(scores["baseline_model"]) if "baseline_model" in models else None,
+            split,
         )
         report = {
             "split": split,
@@ -99,26 +105,31 @@ class Executor(stock.Executor):
 
     def _score(self, folders: Mapping[str, str], samples: Sequence[Sample]) -> dict[str, list[SampleScore]]:
         scratch = self._get_tmp_dir()
-        scores, problems = os.path.join(scratch, "scores"), os.path.join(scratch, _PROBLEMS)
+        scores, problems, failures = (os.path.join(scratch, name) for name in ("scores", _PROBLEMS, _FAILURES))
         with progress.shown("separating samples", len(samples), "samples"), self._make_beam_pipeline() as pipeline:
             scored = (
                 pipeline
                 | "Samples" >> beam.Create(samples)
                 | "Spread" >> beam.Reshuffle()
-                | "Score" >> beam.ParDo(_Score(folders)).with_outputs(_PROBLEMS, main="scores")
+                | "Score" >> beam.ParDo(_Score(folders)).with_outputs(_PROBLEMS, _FAILURES, main="scores")
             )
             scored["scores"] | "WriteScores" >> write_lines(scores)
             scored[_PROBLEMS] | "WriteProblems" >> write_lines(problems)
+            scored[_FAILURES] | "WriteFailures" >> write_lines(failures)
         lines = read_lines(problems)
         if lines:
             raise InputError("\n".join(dict.fromkeys(lines)))
+        raise_failures(read_lines(failures))
         records = [json.loads(line) for line in read_lines(scores)]
         by_model = {name: [SampleScore(**record[name]) for record in records] for name in folders}
         return {name: sorted(found, key=lambda score: score.id) for name, found in by_model.items()}
 
 
 def objections(
-    scores: Mapping[str, TargetScore], floor_db: float, baseline: Mapping[str, TargetScore] | None = None
+    scores: Mapping[str, TargetScore],
+    floor_db: float,
+    baseline: Mapping[str, TargetScore] | None = None,
+    split: str = "valid",
 ) -> list[str]:
     """Say what speaks against blessing a model.
 
@@ -126,10 +137,14 @@ def objections(
         scores: of the model, per target.
         floor_db: dB that a target must be above the mixture, at least.
         baseline: scores of a model not to fall behind, on the same samples; None if there is none.
+        split: where the samples are.
 
     Returns:
-        One line per target that is not good enough; nothing where all are.
+        One line per target that is not good enough, or one where nothing could be scored; nothing
+        where all are.
     """
+    if all(math.isnan(score.mixture) for score in scores.values()):
+        return [f"no 1 s window of {split} has sound in every target; add samples"]
     lines = []
     for target, score in scores.items():
         # "Not above" rather than "below": a target without a score (NaN) is not good enough either.

@@ -78,5 +78,14 @@ def push(model_folder: str, destination: str) -> str:
 
 def next_version(names: list[str]) -> str:
     """Choose a version above all that are there: the time in seconds, as TensorFlow Serving's habit is."""
-    versions = [int(name.rstrip("/")) for name in names if name.rstrip("/").isdecimal()]
-    return str(max([int(time.time()), *(version + 1 for version in versions)]))
+    return str(max([int(time.time()), *(version + 1 for version in _versions(names))]))
+
+
+def is_served(folder: str) -> bool:
+    """Say whether a pushed version is there and the newest of its destination, which is what servers load."""
+    destination, version = os.path.split(folder)
+    return tf.io.gfile.isdir(folder) and int(version) == max(_versions(tf.io.gfile.listdir(destination)))
+
+
+def _versions(names: list[str]) -> list[int]:
+    return [int(name.rstrip("/")) for name in names if name.rstrip("/").isdecimal()]

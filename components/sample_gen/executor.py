@@ -12,17 +12,18 @@ from tfx.proto import example_gen_pb2
 from tfx.types import Artifact, artifact_utils
 
 from components import progress
-from components.beam_text import read_lines, write_lines
+from components.beam_text import failure, raise_failures, read_lines, write_lines
 from data_schema.index import to_example
 from umx_model.data.check import check_sample
 from umx_model.data.track_folder import list_sample_folders
 from umx_model.errors import InputError
 
 _PROBLEMS = "problems"
+_FAILURES = "failures"
 
 
 class _CheckSample(beam.DoFn):
-    """(split, folder name) -> (split, serialised example), or lines about what is wrong."""
+    """(split, folder name) -> (split, serialised example), or lines about what is wrong with it or has failed."""
 
     def __init__(self, data: str, targets: tuple[str, ...]) -> None:
         self._data = data
@@ -31,12 +32,15 @@ class _CheckSample(beam.DoFn):
     def process(self, folder: tuple[str, str]) -> Iterator[Any]:
         """Check one sample."""
         split, name = folder
-        check = check_sample(self._data, split, name, self._targets)
-        if check.sample is not None and not check.problems:
-            example = to_example(check.sample, check.statistics, self._targets)
-            yield split, example.SerializeToString(deterministic=True)
-        for problem in check.problems:
-            yield TaggedOutput(_PROBLEMS, problem)
+        try:
+            check = check_sample(self._data, split, name, self._targets)
+            if check.sample is not None and not check.problems:
+                example = to_example(check.sample, check.statistics, self._targets)
+                yield split, example.SerializeToString(deterministic=True)
+            for problem in check.problems:
+                yield TaggedOutput(_PROBLEMS, problem)
+        except Exception as error:
+            yield TaggedOutput(_FAILURES, failure(f"{split}/{name}", error))
         progress.advance(name)
 
 
@@ -53,6 +57,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 
         Raises:
             InputError: the database or samples of it cannot be used; one line per problem.
+            RuntimeError: samples could not be checked.
         """
         data = exec_properties["data"]
         targets = tuple(target.strip() for target in exec_properties["targets"].split(","))
@@ -64,20 +69,23 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         examples.set_string_custom_property("data_version", exec_properties["data_version"])
         examples_utils.set_payload_format(examples, example_gen_pb2.PayloadFormat.FORMAT_TF_EXAMPLE)
 
-        problems = os.path.join(self._get_tmp_dir(), _PROBLEMS)
+        scratch = self._get_tmp_dir()
+        problems, failures = os.path.join(scratch, _PROBLEMS), os.path.join(scratch, _FAILURES)
         with progress.shown("reading samples", len(folders), "samples"), self._make_beam_pipeline() as pipeline:
             checked = (
                 pipeline
                 | "Folders" >> beam.Create(folders)
                 | "Spread" >> beam.Reshuffle()
-                | "Check" >> beam.ParDo(_CheckSample(data, targets)).with_outputs(_PROBLEMS, main="examples")
+                | "Check" >> beam.ParDo(_CheckSample(data, targets)).with_outputs(_PROBLEMS, _FAILURES, main="examples")
             )
             checked[_PROBLEMS] | "WriteProblems" >> write_lines(problems)
+            checked[_FAILURES] | "WriteFailures" >> write_lines(failures)
             for split in splits:
                 _write_split(checked["examples"], split, artifact_utils.get_split_uri([examples], split))
         lines = read_lines(problems)
         if lines:
             raise InputError("\n".join(lines))
+        raise_failures(read_lines(failures))
 
 
 def _write_split(examples: beam.PCollection, split: str, folder: str) -> None:

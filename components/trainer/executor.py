@@ -14,10 +14,12 @@ from tfx.utils import io_utils
 
 from data_schema.index import read_index
 from umx_model.errors import InputError
-from umx_model.profile import Profile
+from umx_model.model.folder import SAVED_MODEL, WEIGHTS
+from umx_model.profile import FILE_NAME, Profile
 from umx_model.train.trainer import train
 
 _WORK = ("checkpoints", "logs")
+_MODEL = (FILE_NAME, WEIGHTS, os.path.join(SAVED_MODEL, "saved_model.pb"))
 
 
 class Executor(base_executor.BaseExecutor):
@@ -33,6 +35,7 @@ class Executor(base_executor.BaseExecutor):
 
         Raises:
             InputError: the index has anomalies, or its samples do not fit the profile.
+            RuntimeError: the model folder is not whole.
         """
         refuse_anomalies(artifact_utils.get_single_instance(input_dict["anomalies"]))
         examples = artifact_utils.get_single_instance(input_dict["examples"])
@@ -53,6 +56,7 @@ class Executor(base_executor.BaseExecutor):
         model_run = artifact_utils.get_single_instance(output_dict["model_run"])
         if tf.io.gfile.isdir(os.path.join(work, "logs")):
             _copy(os.path.join(work, "logs"), model_run.uri)
+        _require_whole(model.uri)
         tf.io.gfile.rmtree(work)
 
 
@@ -79,6 +83,13 @@ def refuse_anomalies(anomalies: Artifact) -> None:
     if lines:
         lines.append("training refuses data with anomalies; mend the files, or data_schema/schema.pbtxt if it is wrong")
         raise InputError("\n".join(lines))
+
+
+def _require_whole(model_folder: str) -> None:
+    """Raise if a model folder lacks a part: once it is recorded as made, it would be used for good."""
+    lacking = [name for name in _MODEL if not tf.io.gfile.exists(os.path.join(model_folder, name))]
+    if lacking:
+        raise RuntimeError(f"{model_folder}: lacks {', '.join(lacking)} after training; run again")
 
 
 def _describe(found: anomalies_pb2.Anomalies) -> Iterator[str]:

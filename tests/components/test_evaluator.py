@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tfx.components.evaluator import executor as stock
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.types import Artifact, artifact_utils, standard_artifacts
 
+from components.evaluator import executor
 from components.evaluator.component import Evaluator
 from components.evaluator.executor import Executor, objections
 from data_schema.index import read_index
@@ -37,6 +39,12 @@ def test_objections(estimates: tuple, floor_db: float, baseline: tuple | None, e
     assert len(found) == len(expected)
     for line, start in zip(found, expected, strict=True):
         assert line.startswith(start)
+
+
+def test_silence_is_named() -> None:
+    silent = {target: TargetScore(float("nan"), float("nan")) for target in ("vocals", "drums")}
+    message = "no 1 s window of test has sound in every target; add samples"
+    assert objections(silent, -100.0, silent, split="test") == [message]
 
 
 def scores(estimates: tuple) -> Mapping[str, TargetScore]:
@@ -132,11 +140,28 @@ def test_damaged_model_is_told_once(
     assert "\n" not in str(caught.value)
 
 
+def test_a_failure_is_one_line(
+    index: standard_artifacts.Examples,
+    make_model: Callable[[int], standard_artifacts.Model],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(executor, "evaluate_sample", fail)
+    with pytest.raises(RuntimeError) as caught:
+        run({"examples": [index], "model": [make_model(1)]}, 0.0, tmp_path)
+    assert str(caught.value) == "song00: RuntimeError: out of luck (and 1 more)"
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def run(
     inputs: dict[str, list[Artifact]], floor_db: float, folder: Path
 ) -> tuple[dict, standard_artifacts.ModelBlessing]:
     evaluation, blessing = standard_artifacts.ModelEvaluation(), standard_artifacts.ModelBlessing()
     evaluation.uri, blessing.uri = str(folder / "evaluation"), str(folder / "blessing")
-    executor = Executor(BaseBeamExecutor.Context(tmp_dir=str(folder / "tmp"), unique_id="1"))
-    executor.Do(inputs, {"evaluation": [evaluation], "blessing": [blessing]}, {"floor_db": floor_db})
+    context = BaseBeamExecutor.Context(tmp_dir=str(folder / "tmp"), unique_id="1")
+    Executor(context).Do(inputs, {"evaluation": [evaluation], "blessing": [blessing]}, {"floor_db": floor_db})
     return json.loads((folder / "evaluation" / "scores.json").read_text()), blessing

@@ -56,6 +56,12 @@ def test_pushes_what_the_model_computes_as_increasing_versions(model_folder: str
         np.testing.assert_allclose(served[target], estimates[..., index], atol=1e-5)
 
 
+def test_only_the_newest_version_is_served(tmp_path: Path) -> None:
+    for name in ("9", "10", "partial-11", "notes"):
+        (tmp_path / name).mkdir()
+    assert [executor.is_served(str(tmp_path / name)) for name in ("9", "10", "11")] == [False, True, False]
+
+
 def test_first_version_is_the_time() -> None:
     before = int(time.time())
     assert before <= int(executor.next_version(["notes"])) <= time.time()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import tensorflow as tf
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.types import artifact_utils, standard_artifacts
 
+from components.sample_gen import executor as sample_gen
 from components.sample_gen.executor import Executor
 from data_schema.index import read_index
 from umx_model.errors import InputError
@@ -86,6 +88,20 @@ def test_all_problems_are_told_at_once(make_database: Callable, tmp_path: Path) 
     assert len(lines) == 3
     for part in ("song00/vocals.wav: 1 values are NaN", "song02: lacks the target 'drums'", "song01/drums.wav: "):
         assert any(part in line for line in lines), part
+
+
+def test_a_failure_is_one_line(
+    make_database: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of\nluck")
+
+    data = make_database(tmp_path / "db", {"train": 1, "valid": 1}, sample_rate=8000)
+    monkeypatch.setattr(sample_gen, "check_sample", fail)
+    with pytest.raises(RuntimeError) as caught:
+        run(data, tmp_path)
+    assert str(caught.value) == "train/song00: RuntimeError: out of luck (and 1 more)"
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_missing_split(make_database: Callable, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """What the Trainer refuses, and when two trainings are the same."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorflow_metadata.proto.v0 import anomalies_pb2
 from tfx.types import artifact_utils, standard_artifacts
 
+from components.trainer import executor
 from components.trainer.executor import refuse_anomalies, training_key
 from umx_model.errors import InputError
 from umx_model.profile import ModelProfile, Profile
@@ -50,3 +52,42 @@ def test_a_training_is_known_by_profile_and_data() -> None:
     }
     assert len(keys) == 4
     assert training_key(Profile.parse(profile.model_dump_json()), "data") == training_key(profile, "data")
+
+
+@pytest.mark.parametrize("lost", [None, "profile.json", "model.weights.h5", "saved_model/saved_model.pb"])
+def test_a_model_that_is_not_whole_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str | None
+) -> None:
+    made = {"profile.json", "model.weights.h5", "saved_model/saved_model.pb", "checkpoints/checkpoint"}
+
+    def train(profile: Profile, samples: Any, work: str, **_: Any) -> None:
+        for name in made - {lost}:
+            path = Path(work, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+
+    monkeypatch.setattr(executor, "train", train)
+    monkeypatch.setattr(executor, "read_index", lambda folder: ())
+    examples, model, model_run = (
+        kind() for kind in (standard_artifacts.Examples, standard_artifacts.Model, standard_artifacts.ModelRun)
+    )
+    examples.split_names = artifact_utils.encode_split_names(["train", "valid"])
+    examples.set_string_custom_property("data_version", "v")
+    model.uri, model_run.uri = str(tmp_path / "model"), str(tmp_path / "run")
+    Path(model.uri).mkdir()
+    inputs = {"examples": [examples], "anomalies": [write(tmp_path)]}
+    properties = {
+        "profile": Profile(model=ModelProfile(targets=("a",))).model_dump_json(),
+        "training_folder": str(tmp_path / "training"),
+    }
+
+    def run() -> None:
+        executor.Executor().Do(inputs, {"model": [model], "model_run": [model_run]}, properties)
+
+    if lost is None:
+        run()
+        assert list((tmp_path / "training").iterdir()) == []
+    else:
+        with pytest.raises(RuntimeError, match=f"lacks {lost} after training"):
+            run()
+        assert len(list((tmp_path / "training").iterdir())) == 1

@@ -1,12 +1,14 @@
 """The schema, as TensorFlow Data Validation applies it to index examples."""
 
+from pathlib import Path
+
 import pytest
 import tensorflow as tf
 import tensorflow_data_validation as tfdv
 from tensorflow_data_validation.statistics import stats_impl
 from tfx_bsl.coders.example_coder import ExamplesToRecordBatchDecoder
 
-from data_schema.index import SCHEMA_FILE, from_example, to_example
+from data_schema.index import SCHEMA_FILE, from_example, read_index, to_example
 from umx_model.data.audio import AudioInfo
 from umx_model.data.check import TargetStatistics
 from umx_model.data.track_folder import Sample
@@ -74,3 +76,8 @@ def test_reads_back_the_sample() -> None:
     assert (sample.sample_rate, sample.channels, sample.length) == (44100, 2, 1000)
     assert list(sample.files) == list(TARGETS)
     assert sample.files["bass"] == AudioInfo("/data/bass.wav", "WAV/PCM_16", 44100, 2, 1000)
+
+
+def test_no_index_is_no_empty_index(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no index of samples"):
+        read_index(str(tmp_path))

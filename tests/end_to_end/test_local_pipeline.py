@@ -5,6 +5,7 @@ The tests of `TestOneOutputFolder` share an output folder and build on one anoth
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import soundfile as sf
 
 import pipeline_runner
 from components.pusher import executor as pusher
+from components.sample_gen import executor as sample_gen
 from pipeline.local import ComponentError, LocalRunResult, run_local
 from pipeline.settings import PipelineSettings
 from umx_model.errors import InputError
@@ -135,7 +137,9 @@ class TestOneOutputFolder:
         [version] = versions(output)
         pushed = output / "serving" / version
         assert f"Pushed to {pushed}" in lines
-        assert f"  umx-pro separate --model {pushed} SONG" in lines
+        programs = Path(sys.executable).parent
+        assert lines[-2] == f"  {programs / 'umx-pro'} separate --model {pushed} SONG"
+        assert shlex.split(lines[-1])[:2] == [str(programs / "python"), "-c"]
         assert any(line.startswith("vocals") and len(line.split()) == 4 for line in lines)
         assert list((output / "training").iterdir()) == []
 
@@ -148,7 +152,14 @@ class TestOneOutputFolder:
         assert found["differ"] > 0.01
 
     def test_second_run_has_nothing_to_do(self, data: Path, output: Path) -> None:
-        result, lines = run(data, output)
+        lines: list[str] = []
+
+        def report(line: str) -> None:
+            lines.append(line)
+            with pytest.raises(InputError, match="another run is using this folder"):
+                run(data, output)
+
+        result = run_local(settings(data, output), report)
         assert result.cached == COMPONENTS
         assert [line.split() for line in lines] == [[name, "cached"] for name in COMPONENTS]
         assert result.pushed_version_dir == str(output / "serving" / versions(output)[0])
@@ -192,6 +203,13 @@ class TestOneOutputFolder:
         result, _ = run(data, output, floor_db=-99.0)
         assert result.cached == COMPONENTS[:-1]
         assert len(versions(output)) == len(before) + 1
+
+    def test_going_back_to_an_earlier_setting_serves_its_model(self, data: Path, output: Path) -> None:
+        before = versions(output)
+        result, _ = run(data, output)
+        assert result.cached == COMPONENTS[:-1]
+        assert len(versions(output)) == len(before) + 1
+        assert result.pushed_version_dir == str(output / "serving" / versions(output)[-1])
 
     def test_new_sample_is_noticed_and_a_crashed_training_resumed(
         self, data: Path, output: Path, monkeypatch: pytest.MonkeyPatch
@@ -248,8 +266,16 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> C
     return call
 
 
-def test_broken_audio(tmp_path: Path, command: Callable) -> None:
+def test_broken_audio(tmp_path: Path, command: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_database(tmp_path / "db")
+    with monkeypatch.context() as patch:
+        patch.setattr(sample_gen, "check_sample", fail)
+        code, _, stderr = command(options(data, tmp_path / "out"))
+    assert code == 1
+    [line] = stderr.splitlines()
+    reason = "SampleGen failed: RuntimeError: train/song00: RuntimeError: out of luck (and 2 more); more in "
+    assert line.startswith(f"umx-pro: failed: {reason}{tmp_path}/out/logs/")
+
     for name in ("train/song00/vocals.wav", "valid/song00/drums.wav"):
         audio = sf.read(data / name, dtype="float32")[0]
         audio[100] = np.inf
@@ -262,7 +288,7 @@ def test_broken_audio(tmp_path: Path, command: Callable) -> None:
         f"{data}/valid/song00/drums.wav: 1 values are NaN or infinite; replace the file",
     ]
     assert list((tmp_path / "out" / "artifacts" / "SampleGen" / "examples").iterdir()) == []
-    assert list((tmp_path / "out" / "serving").iterdir()) == []
+    assert not (tmp_path / "out" / "serving").exists()
 
 
 def test_anomalies_stop_the_trainer(tmp_path: Path) -> None:
@@ -283,6 +309,8 @@ def test_anomalies_stop_the_trainer(tmp_path: Path) -> None:
     [
         ({"data": "nowhere"}, "nowhere: no such folder"),
         ({"set": {"train.excerpt_seconds": 9}}, r"train/song00: 1.50 s long, an excerpt takes 9 s"),
+        ({"set": {"train.excerpt_seconds": 0.05}}, "train.excerpt_seconds: 0.05 s is shorter than one frame"),
+        ({"set": {"model.architecture": "cnn"}}, "model.architecture: 'cnn' is not registered; known are blstm"),
         ({"set": {"model.sample_rate": 16000}}, r"8000 Hz, the profile has 16000; set model.sample_rate=8000"),
         ({"targets": "vocals,piano"}, "no sample has the target 'piano'"),
         ({"output": "file/out"}, "output .*file/out: cannot be written"),
@@ -297,7 +325,16 @@ def test_refused_before_anything_is_written(
     data = make_database(tmp_path / "db")
     with pytest.raises(InputError, match=message):
         run(**{"data": data, "output": tmp_path / "out", **change})
-    assert not (tmp_path / "out" / "artifacts").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "db"}
+
+
+def test_refuses_what_is_no_record_of_runs(tmp_path: Path) -> None:
+    data = make_database(tmp_path / "db")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "metadata.db").write_text("garbage " * 1000)
+    with pytest.raises(InputError, match=r"out/metadata.db: not a metadata database; remove it to start afresh"):
+        run(data, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["metadata.db"]
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen) -> None:
@@ -313,6 +350,7 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen) -> None:
     [
         (["--set", "train.epochs"], 2, "umx-pro: error: --set train.epochs: expected NAME=VALUE"),
         (["--no-such-option"], 2, "umx-pro: error: No such option: --no-such-option (see --help)"),
+        (["--floor", "x"], 2, "umx-pro: error: Invalid value for '--floor': 'x' is not a valid float (see --help)"),
         ([], 2, "umx-pro: error: data: no database named; give --data DIR"),
     ],
 )
@@ -321,3 +359,11 @@ def test_command_line_mistakes(command: Callable, arguments: list[str], code: in
     assert found == code
     assert stderr.startswith(text)
     assert len(stderr.splitlines()) == 1
+
+
+def test_no_command_prints_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["pipeline_runner.py"])
+    assert pipeline_runner.main() == 2
+    stdout, stderr = capsys.readouterr()
+    assert "Usage: pipeline_runner.py" in stdout + stderr
+    assert "error" not in stdout + stderr

@@ -65,6 +65,20 @@ def test_targets_are_found_in_the_database(database: Path) -> None:
     assert load({"data": str(database), "set": {"model.targets": "vocals"}}).profile.model.targets == ("vocals",)
 
 
+@pytest.mark.parametrize(
+    "asked", [{"targets": "a, b"}, {"set": {"model.targets": '["a","b"]'}}, {"targets": ["a", "b"]}]
+)
+@pytest.mark.parametrize("profile", [{}, PROFILE])
+def test_targets_are_read_alike_everywhere(asked: dict, profile: dict) -> None:
+    assert load({"data": "d", "profile": profile, **asked}).profile.model.targets == ("a", "b")
+
+
+def test_json_is_not_read_as_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text('{\n\t"model": {"targets": ["a"], "bandwidth": 1e3}\n}')
+    assert load({"data": "d", "profile": str(path)}).profile.model.bandwidth == 1000.0
+
+
 def test_remote_folders_stay_as_they_are() -> None:
     settings = load({"data": "gs://bucket/data", "push_destination": "gs://bucket/serving", "profile": PROFILE})
     assert settings.data == "gs://bucket/data"
@@ -83,6 +97,19 @@ def test_remote_folders_stay_as_they_are() -> None:
         ({"data": "d", "profile": PROFILE, "set": {"train.epochs": "-3"}}, "train.epochs: .* (found -3)"),
         ({"data": "d", "profile": {"model": {"hidden": 3}, "train": {}}, "targets": "a"}, "model.hidden: unknown key"),
         ({"data": "d", "profile": PROFILE, "targets": "a b"}, "model.targets.0: .* (found 'a b')"),
+        ({"data": "d", "profile": PROFILE, "targets": 5}, "model.targets: .* (found 5)"),
+        ({"data": "d", "profile": [1]}, "profile: expected a file, .* found .1."),
+        ({"data": "d", "profile": PROFILE, "set": ["train.epochs=2"]}, "set: expected names and values, .* found"),
+        ({"data": "d", "profile": PROFILE, "set": {1: 2}}, "1: unknown setting; known are"),
+        ({"data": "d", "profile": PROFILE, 1: 2}, "1: unknown setting; known are"),
+        (
+            {"data": "d", "profile": PROFILE, "output": "o[1]"},
+            "output: .*o.1. has one of .* which Beam takes for a pattern",
+        ),
+        (
+            {"data": "d", "profile": PROFILE, "output": "gs://b/o"},
+            "output: gs://b/o is remote; .* as --push-destination",
+        ),
     ],
 )
 def test_refuses(options: dict, message: str) -> None:
@@ -91,11 +118,26 @@ def test_refuses(options: dict, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train.epochs=2", "set: expected names and values, as in {train.epochs: 2}, found 'train.epochs=2'"),
+        ("{train.epochs: ", "UMX_PRO_SET: not YAML or JSON: "),
+    ],
+)
+def test_refuses_from_the_environment(text: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load({"data": "d", "profile": PROFILE}, UMX_PRO_SET=text)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
 def test_refuses_what_is_no_settings_file(tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
     for text, message in (
         ("a: [", "not YAML or JSON"),
         ("- a\n", "found list"),
+        ("data: 2020-13-45", "not YAML or JSON"),
         ("colour: red\ndata: d\ntargets: a\n", "colour"),
     ):
         path.write_text(text)

@@ -84,7 +84,7 @@ def train(
     else:
         samples = read_database(os.fspath(data), profile.model.targets, splits=("train", "valid"))
         data_fingerprint = data_fingerprint or database_fingerprint(os.fspath(data))
-    _check(profile, samples, strategy.num_replicas_in_sync)
+    check_trainable(profile, samples, strategy.num_replicas_in_sync)
     folder = os.fspath(output)
     run = _Run(profile, samples, folder, strategy, data_fingerprint, quiet)
     prepare_output(folder, resume)  # not before the model is built, which may refuse the profile
@@ -355,8 +355,17 @@ def _choose_strategy() -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def _check(profile: Profile, samples: Mapping[str, Sequence[Sample]], replicas: int) -> None:
-    """Refuse what cannot be trained on before anything is written."""
+def check_trainable(profile: Profile, samples: Mapping[str, Sequence[Sample]], replicas: int) -> None:
+    """Refuse what cannot be trained on before anything is written.
+
+    Args:
+        profile: of the model and its training.
+        samples: to train on and to validate on, under `train` and `valid`.
+        replicas: devices that share each batch.
+
+    Raises:
+        InputError: settings that do not go together, or samples that do not fit them.
+    """
     model, settings = profile.model, profile.train
     if settings.excerpt_seconds * model.sample_rate < model.n_fft:
         raise InputError(
