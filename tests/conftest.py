@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import os
+import signal
 
 # Before TensorFlow is imported: two cores do not gain from more threads, and its log is noise here.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import helpers
 import pytest
+
+# A shell starts background jobs with Ctrl-C ignored, and children inherit that; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

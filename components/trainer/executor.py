@@ -57,6 +57,7 @@ class Executor(base_executor.BaseExecutor):
         if tf.io.gfile.isdir(os.path.join(work, "logs")):
             _copy(os.path.join(work, "logs"), model_run.uri)
         _require_whole(model.uri)
+        tf.io.gfile.remove(os.path.join(work, WEIGHTS))  # first: what is left if we are stopped here can be resumed
         tf.io.gfile.rmtree(work)
 
 

@@ -11,7 +11,7 @@ class DeferredInterrupt:
     """Holds Ctrl-C back until the loop is at a point from which it can be resumed.
 
     A second Ctrl-C comes through at once. Where signals are not ours to handle, outside the main
-    thread, nothing is changed.
+    thread or where Ctrl-C is ignored (a job in the background), nothing is changed.
     """
 
     def __init__(self) -> None:
@@ -19,10 +19,11 @@ class DeferredInterrupt:
         self._previous: Any = None
 
     def __enter__(self) -> DeferredInterrupt:
-        try:
-            self._previous = signal.signal(signal.SIGINT, self._handle)
-        except ValueError:
-            self._previous = None
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            try:
+                self._previous = signal.signal(signal.SIGINT, self._handle)
+            except ValueError:
+                self._previous = None
         return self
 
     def __exit__(
