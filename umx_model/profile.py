@@ -114,7 +114,7 @@ class TrainProfile(_Settings):
 class Profile(_Settings):
     """A model and its training, as stored in `profile.json` of a model folder.
 
-    `made_with`, `data_fingerprint` and `history` are written by the trainer.
+    `made_with`, `data_fingerprint` and `history` are written by the trainer, `weights_sha256` with the weights.
     """
 
     model: ModelProfile
@@ -122,6 +122,9 @@ class Profile(_Settings):
     made_with: dict[str, str] = Field({}, description="package versions that made the weights")
     data_fingerprint: str | None = Field(None, description="of the database that was trained on")
     history: tuple[dict[str, float], ...] = Field((), description="one entry per epoch")
+    license: str | None = Field(None, description="of the weights, an SPDX identifier where there is one")
+    scores: dict[str, float] = Field({}, description="SDR in dB per target, as the model's card says how")
+    weights_sha256: str | None = Field(None, description="of model.weights.h5 beside this profile")
 
     @classmethod
     def parse(

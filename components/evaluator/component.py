@@ -57,6 +57,7 @@ class Evaluator(base_beam_component.BaseBeamComponent):
                 code_version=code_version(
                     "umx_model.profile",
                     "umx_model.model",
+                    "umx_model.pretrained",
                     "umx_model.data",
                     "umx_model.inference",
                     "umx_model.evaluation",

@@ -11,8 +11,8 @@ from tfx.components.pusher import executor as stock
 from tfx.types import Artifact, artifact_utils
 
 from umx_model.errors import InputError
+from umx_model.model.export import export_saved_model
 from umx_model.model.folder import read_model
-from umx_model.model.umx import export_saved_model
 
 _log = logging.getLogger(__name__)
 

@@ -1,9 +1,6 @@
 """The end-to-end model: shapes, round trips, and a SavedModel that plain TensorFlow loads."""
 
 import os
-import subprocess
-import sys
-import textwrap
 
 import keras
 import numpy as np
@@ -14,7 +11,7 @@ from umx_model.errors import InputError
 from umx_model.model import folder
 from umx_model.model.folder import checkpointable, read_model, write_model_folder
 from umx_model.model.spectral_filter import JointSpectralFilter, get_joint_spectral_filter
-from umx_model.model.umx import UMX, export_saved_model
+from umx_model.model.umx import UMX
 from umx_model.profile import ModelProfile, Profile
 
 PROFILE = Profile(
@@ -106,7 +103,7 @@ def test_model_folder_round_trip(spectral_filter, tmp_path):
     expected = UMX(spectral_filter)(mixture())
     for path in (tmp_path / "model", tmp_path / "model" / "model.weights.h5"):
         model, profile = read_model(path)
-        assert profile == PROFILE
+        assert profile.model_copy(update={"weights_sha256": None}) == PROFILE
         np.testing.assert_allclose(model(mixture()), expected, atol=1e-6)
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -185,32 +182,3 @@ def test_not_a_model(path, tmp_path):
     PROFILE.write(tmp_path)
     with pytest.raises(InputError, match=f"{path}: (no such|not a) model"):
         read_model(tmp_path / path)
-
-
-def test_saved_model_in_plain_tensorflow(spectral_filter, tmp_path):
-    model = UMX(spectral_filter, niter=2)
-    export_saved_model(model, PROFILE, tmp_path / "saved")
-    np.save(tmp_path / "mixture.npy", mixture(5000, batch=2))
-    script = """
-        import sys, numpy as np, tensorflow as tf
-        serve = tf.saved_model.load("saved").signatures["serving_default"]
-        estimates = serve(mixture=tf.constant(np.load("mixture.npy")))
-        np.savez("estimates.npz", **estimates)
-        assert serve(mixture=tf.zeros([1, 1, 2]))["vocals"].shape == (1, 1, 2)
-        assert "umx_model" not in sys.modules
-        graph = serve.graph.as_graph_def()
-        ops = {node.op for node in graph.node} | {node.op for f in graph.library.function for node in f.node_def}
-        assert not [op for op in ops if "cudnn" in op.lower() or "Xla" in op], ops
-        assert "BlockLSTMV2" in ops
-    """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert "custom gradients" not in result.stderr
-    found, expected = np.load(tmp_path / "estimates.npz"), model(mixture(5000, batch=2)).numpy()
-    assert set(found.files) == {"vocals", "drums", "other"}
-    for index, target in enumerate(PROFILE.model.targets):
-        np.testing.assert_allclose(found[target], expected[..., index], atol=1e-5)
-    sent_along = Profile.read(tmp_path / "saved" / "assets.extra")
-    assert sent_along == PROFILE.updated({"model.niter": 2})

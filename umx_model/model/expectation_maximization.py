@@ -6,18 +6,25 @@ The equations are those of norbert (`norbert/__init__.py`, v0.2.1; Nugraha, Liut
     v_j = mean_c |y_jc|^2                                power spectral density
     R_j = sum_t y_j y_j^H / (eps + sum_t v_j)            spatial covariance, per bin
     Cxx = sum_j v_j R_j + sqrt(eps) I                    model of the mixture
-    y_j = v_j R_j Cxx^-1 x                               Wiener filter
+    z   = Cxx^-1 x                                       the mixture, whitened by it
+    y_j = v_j R_j z                                      Wiener filter
 
-All of it runs in float64: two equal channels make Cxx nearly singular, and its determinant in float32
-is then noise (Open-Unmix issue 127).
+Covariances and the inverse are float64: two equal channels make Cxx nearly singular, and its
+determinant in float32 is then noise (Open-Unmix issue 127).
+
+In the functions, bins are the last axis and the arithmetic is on real and imaginary parts: plain
+vector operations on contiguous memory, which XLA fuses into one pass per equation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+Parts = Sequence[tf.Tensor]
 
 
 @keras.saving.register_keras_serializable(package="umx_model")
@@ -121,14 +128,13 @@ class ExpectationMaximization(keras.layers.Layer):
         """Run the iterations on one window."""
         x = tf.cast(mixture, tf.complex128)
         y = self._initial_estimates(x, tf.cast(magnitudes, tf.float64))
-        peak = tf.reduce_max(tf.abs(x), axis=[1, 2, 3])[:, tf.newaxis, tf.newaxis, tf.newaxis]
-        scale = tf.where((peak > 10) | ((peak > 0) & (peak < 1)), peak / 10, 1)
-        scale = tf.cast(scale, tf.complex128)
-        x, y = x / scale, y / scale[..., tf.newaxis]
+        x, scale = normalised(tf.einsum("bfkc->bcfk", x))
+        y = tf.einsum("bfkcj->bjcfk", y) / tf.cast(scale[:, tf.newaxis], x.dtype)
         for _ in range(self.niter):
-            v = power_spectral_density(y)
-            y = wiener_filter(x, v, spatial_covariance(y, v, self.eps), self.eps)
-        return tf.cast(y * scale[..., tf.newaxis], mixture.dtype)
+            r = spatial_covariance(y, self.eps)
+            y = wiener_filter(y, r, whitened(x, y, r, self.eps))
+        y *= tf.cast(scale[:, tf.newaxis], x.dtype)
+        return tf.cast(tf.einsum("bjcfk->bfkcj", y), mixture.dtype)
 
     def _initial_estimates(self, x: tf.Tensor, magnitudes: tf.Tensor) -> tf.Tensor:
         """Give the magnitudes a phase, and the remainder a target of its own where asked."""
@@ -144,43 +150,133 @@ class ExpectationMaximization(keras.layers.Layer):
         return y
 
 
+def normalised(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Scale a window `[..., channels, frames, bins]` to a peak of at most 10, and of at least 1.
+
+    The regularisation is absolute: in louder windows it would be lost, quieter ones would drown in it.
+
+    Returns:
+        The scaled window, and what it was divided by, `[..., 1, 1, 1]` float.
+    """
+    peak = tf.reduce_max(tf.abs(x), axis=[-3, -2, -1], keepdims=True)
+    scale = tf.where((peak > 10) | ((peak > 0) & (peak < 1)), peak / 10, 1)
+    return x / tf.cast(scale, x.dtype), scale
+
+
 def power_spectral_density(y: tf.Tensor) -> tf.Tensor:
-    """Return v [batch, frames, bins, targets] of estimates y [batch, frames, bins, channels, targets]."""
-    return tf.reduce_mean(_power(y), axis=3)
+    """Return v `[..., targets, frames, bins]` of estimates `[..., targets, channels, frames, bins]`."""
+    channels = tf.unstack(y, axis=-3)
+    return tf.add_n([_power(channel) for channel in channels]) / len(channels)
 
 
-def spatial_covariance(y: tf.Tensor, v: tf.Tensor, eps: float) -> tf.Tensor:
-    """Return R [batch, bins, channels, channels, targets], Hermitian over the channel axes."""
-    weight = tf.cast(eps + tf.reduce_sum(v, axis=1), y.dtype)[:, :, tf.newaxis, tf.newaxis]
-    channels = y.shape[3]
-    # A row at a time: the outer product of all channels at once would be the largest tensor here.
-    rows = [tf.reduce_sum(y[:, :, :, c : c + 1] * tf.math.conj(y), axis=1) for c in range(channels)]
-    return tf.stack(rows, axis=2) / weight
+def spatial_covariance(y: tf.Tensor, eps: float) -> tf.Tensor:
+    """Return R `[..., targets, channels, channels, bins]` complex128, Hermitian over the channels."""
+    return covariance_of(outer_products(y), eps)
 
 
-def wiener_filter(x: tf.Tensor, v: tf.Tensor, r: tf.Tensor, eps: float) -> tf.Tensor:
-    """Return the estimates y [batch, frames, bins, channels, targets] that the model v, R makes of x."""
-    v = tf.cast(v, x.dtype)
-    channels = x.shape[3]
-    # Cxx [batch, frames, bins, channels, channels]; the product sums over targets.
-    cxx = tf.einsum("bfkj,bkcdj->bfkcd", v, r) + eps**0.5 * tf.eye(channels, dtype=x.dtype)
-    z = _solve(cxx, x, eps)
-    filtered = tf.add_n([r[:, tf.newaxis, :, :, d] * z[:, :, :, d, tf.newaxis, tf.newaxis] for d in range(channels)])
-    return v[:, :, :, tf.newaxis] * filtered
+def outer_products(y: tf.Tensor) -> tf.Tensor:
+    """Return sum_t y_j y_j^H of estimates, `[..., targets, channels, channels, bins]` complex128."""
+    channels = tf.unstack(tf.cast(y, tf.complex128), axis=-3)
+
+    def entry(c: int, d: int) -> tf.Tensor:
+        if c > d:
+            return tf.math.conj(entry(d, c))
+        if c == d:
+            return tf.cast(tf.reduce_sum(_power(channels[c]), axis=-2), tf.complex128)
+        real, imaginary = _times(_parts(channels[c]), _conj(_parts(channels[d])))
+        return tf.complex(tf.reduce_sum(real, axis=-2), tf.reduce_sum(imaginary, axis=-2))
+
+    count = range(len(channels))
+    return tf.stack([tf.stack([entry(c, d) for d in count], axis=-2) for c in count], axis=-3)
 
 
-def _solve(a: tf.Tensor, b: tf.Tensor, eps: float) -> tf.Tensor:
-    """Return a^-1 b for Hermitian a [..., n, n] and b [..., n]; in closed form up to two channels."""
-    channels = b.shape[-1]
-    if channels == 1:
-        return b / (a[..., 0] + eps)  # norbert regularises this case once more
-    if channels == 2:
-        a00, a01, a11 = a[..., 0, 0], a[..., 0, 1], a[..., 1, 1]
-        determinant = a00 * a11 - tf.cast(_power(a01), a.dtype)
-        z = [a11 * b[..., 0] - a01 * b[..., 1], a00 * b[..., 1] - tf.math.conj(a01) * b[..., 0]]
-        return tf.stack(z, axis=-1) / determinant[..., tf.newaxis]
-    return tf.linalg.solve(a, b[..., tf.newaxis])[..., 0]
+def covariance_of(products: tf.Tensor, eps: float) -> tf.Tensor:
+    """Return R, which is `outer_products` over eps + sum_t v_j: over their mean diagonal, that is."""
+    channels = products.shape[-2]
+    power = tf.add_n([tf.math.real(products[..., c, c, :]) for c in range(channels)]) / channels
+    return products / tf.cast(eps + power, products.dtype)[..., tf.newaxis, tf.newaxis, :]
+
+
+def whitened(x: tf.Tensor, y: tf.Tensor, r: tf.Tensor, eps: float) -> tf.Tensor:
+    """Return z = Cxx^-1 x `[..., channels, frames, bins]`, complex128.
+
+    Args:
+        x: the mixture `[..., channels, frames, bins]`.
+        y: estimates `[..., targets, channels, frames, bins]`, for v.
+        r: their spatial covariance `[..., targets, channels, channels, bins]`.
+        eps: regularisation.
+    """
+    v = tf.unstack(power_spectral_density(tf.cast(y, tf.complex128)), axis=-3)  # per target [..., frames, bins]
+
+    def mixture_model(part: Callable[[tf.Tensor], tf.Tensor], c: int, d: int) -> tf.Tensor:
+        covariances = tf.unstack(part(r[..., c, d, :]), axis=-2)  # per target [..., bins]
+        return tf.add_n([v_j * r_j[..., tf.newaxis, :] for v_j, r_j in zip(v, covariances, strict=True)])
+
+    x = tf.unstack(tf.cast(x, tf.complex128), axis=-3)
+    diagonal = [mixture_model(tf.math.real, c, c) + eps**0.5 for c in range(len(x))]
+    if len(x) == 1:
+        z = [_complex(_scaled(1 / (diagonal[0] + eps), _parts(x[0])))]  # norbert regularises this case once more
+    elif len(x) == 2:
+        cross = mixture_model(tf.math.real, 0, 1), mixture_model(tf.math.imag, 0, 1)
+        inverse = 1 / (diagonal[0] * diagonal[1] - tf.square(cross[0]) - tf.square(cross[1]))
+        x0, x1 = _parts(x[0]), _parts(x[1])
+        z0 = _minus(_scaled(diagonal[1], x0), _times(cross, x1))
+        z1 = _minus(_scaled(diagonal[0], x1), _times(_conj(cross), x0))
+        z = [_complex(_scaled(inverse, z0)), _complex(_scaled(inverse, z1))]
+    else:
+        rows = [
+            [
+                tf.cast(diagonal[c], tf.complex128)
+                if c == d
+                else tf.complex(mixture_model(tf.math.real, c, d), mixture_model(tf.math.imag, c, d))
+                for d in range(len(x))
+            ]
+            for c in range(len(x))
+        ]
+        cxx = tf.stack([tf.stack(row, axis=-1) for row in rows], axis=-2)  # [..., frames, bins, channels, channels]
+        z = tf.unstack(tf.linalg.solve(cxx, tf.stack(x, axis=-1)[..., tf.newaxis])[..., 0], axis=-1)
+    return tf.stack(z, axis=-3)
+
+
+def wiener_filter(y: tf.Tensor, r: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
+    """Return the new estimates v_j R_j z, of the shape and dtype of the old ones, y."""
+    v = power_spectral_density(y)
+    r = tf.cast(r, y.dtype)
+    z = [_parts(channel[..., tf.newaxis, :, :]) for channel in tf.unstack(tf.cast(z, y.dtype), axis=-3)]
+    estimates = []
+    for c in range(len(z)):
+        products = [_times(_parts(r[..., c, d, tf.newaxis, :]), z[d]) for d in range(len(z))]
+        total = [tf.add_n(list(parts)) for parts in zip(*products, strict=True)]
+        estimates.append(_complex(_scaled(v, total)))
+    return tf.stack(estimates, axis=-3)
+
+
+# Complex arithmetic on real and imaginary parts, which are tensors of their own.
+
+
+def _parts(z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    return tf.math.real(z), tf.math.imag(z)
+
+
+def _complex(z: Parts) -> tf.Tensor:
+    return tf.complex(*z)
 
 
 def _power(z: tf.Tensor) -> tf.Tensor:
     return tf.square(tf.math.real(z)) + tf.square(tf.math.imag(z))
+
+
+def _times(a: Parts, b: Parts) -> Parts:
+    return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
+
+
+def _minus(a: Parts, b: Parts) -> Parts:
+    return a[0] - b[0], a[1] - b[1]
+
+
+def _conj(a: Parts) -> Parts:
+    return a[0], -a[1]
+
+
+def _scaled(factor: tf.Tensor, a: Parts) -> Parts:
+    return factor * a[0], factor * a[1]

@@ -8,6 +8,7 @@ checkpoints/ logs/   while training
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 
@@ -16,8 +17,9 @@ import tensorflow as tf
 
 from umx_model import profile as profiles
 from umx_model.errors import InputError
+from umx_model.model.export import export_saved_model
 from umx_model.model.spectral_filter import get_joint_spectral_filter
-from umx_model.model.umx import UMX, export_saved_model
+from umx_model.model.umx import UMX
 from umx_model.profile import Profile
 
 WEIGHTS = "model.weights.h5"
@@ -28,7 +30,7 @@ BEST = "best"
 
 def write_model_folder(
     folder: str | os.PathLike[str], spectral_filter: keras.Model, profile: Profile, saved_model: bool = True
-) -> None:
+) -> Profile:
     """Write a model folder, each part whole or not at all.
 
     Args:
@@ -36,6 +38,9 @@ def write_model_folder(
         spectral_filter: the joint model of `get_joint_spectral_filter`.
         profile: its profile.
         saved_model: also export the end-to-end SavedModel.
+
+    Returns:
+        The profile as it was written, with the checksum of the weights.
     """
     path = os.fspath(folder)
     tf.io.gfile.makedirs(path)
@@ -46,6 +51,7 @@ def write_model_folder(
     with tempfile.TemporaryDirectory() as scratch:
         local = os.path.join(scratch, WEIGHTS)  # HDF5 writes to local files only
         spectral_filter.save_weights(local)
+        profile = profile.model_copy(update={"weights_sha256": _sha256(local)})
         partial = os.path.join(path, WEIGHTS + ".partial")
         tf.io.gfile.copy(local, partial, overwrite=True)
         tf.io.gfile.rename(partial, os.path.join(path, WEIGHTS), overwrite=True)
@@ -53,6 +59,25 @@ def write_model_folder(
     if saved_model:
         _remove(exported)
         tf.io.gfile.rename(exporting, exported)
+    return profile
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check(local: str, weights: str, profile: Profile) -> None:
+    """Raise InputError where weights are not those that the profile was written with."""
+    expected = profile.weights_sha256
+    if expected is not None and (found := _sha256(local)) != expected:
+        raise InputError(
+            f"{weights}: damaged: its SHA-256 is {found[:12]}..., the profile says {expected[:12]}...; "
+            "copy the model folder again"
+        )
 
 
 def _remove(folder: str) -> None:
@@ -100,10 +125,13 @@ def read_model(
             with tempfile.TemporaryDirectory() as scratch:
                 local = os.path.join(scratch, WEIGHTS)
                 tf.io.gfile.copy(weights, local)
+                _check(local, weights, profile)
                 spectral_filter.load_weights(local)
         else:
             checkpoint = tf.train.Checkpoint(model=checkpointable(spectral_filter))
             checkpoint.read(weights).expect_partial().assert_existing_objects_matched()
+    except InputError:
+        raise
     except (ValueError, OSError, LookupError, AssertionError, tf.errors.OpError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{weights}: damaged, or not of the model in {profile_file} ({reason})") from None

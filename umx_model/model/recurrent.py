@@ -18,17 +18,23 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-_forward_only = ContextVar("forward_only", default=False)
+Recurrence = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+_recurrence: ContextVar[Recurrence | None] = ContextVar("recurrence", default=None)
 
 
 @contextmanager
-def forward_only() -> Iterator[None]:
-    """Trace LSTMs without their gradient, for a SavedModel: smaller, and loads several times faster."""
-    token = _forward_only.set(True)
+def forward_only(portable: bool = False) -> Iterator[None]:
+    """Trace LSTMs without their gradient, for a SavedModel: smaller, and loads several times faster.
+
+    Args:
+        portable: instead of the fused kernel, use a loop of operations that TFLite has too. The batch
+            size must be known, and the time grows with the square of the frames where those are many.
+    """
+    token = _recurrence.set(_loop if portable else _forward)
     try:
         yield
     finally:
-        _forward_only.reset(token)
+        _recurrence.reset(token)
 
 
 @keras.saving.register_keras_serializable(package="umx_model")
@@ -73,11 +79,7 @@ class LSTM(keras.layers.Layer):
             inputs = tf.reverse(inputs, [0])
         weights = tf.concat([self.kernel, self.recurrent_kernel], axis=0)
         bias = self.bias + self.recurrent_bias
-        if _forward_only.get():
-            message = "this model was exported for inference"
-            outputs = tf.raw_ops.PreventGradient(input=_run_kernel(inputs, weights, bias).h, message=message)
-        else:
-            outputs = _block_lstm(inputs, weights, bias)
+        outputs = (_recurrence.get() or _block_lstm)(inputs, weights, bias)
         outputs.set_shape([inputs.shape[0], inputs.shape[1], self.units])
         return tf.reverse(outputs, [0]) if self.reverse else outputs
 
@@ -114,6 +116,31 @@ def _run_kernel(inputs: tf.Tensor, weights: tf.Tensor, bias: tf.Tensor) -> Any:
         cell_clip=0.0,
         use_peephole=False,
     )
+
+
+def _forward(inputs: tf.Tensor, weights: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """`_block_lstm` without its gradient."""
+    message = "this model was exported for inference"
+    return tf.raw_ops.PreventGradient(input=_run_kernel(inputs, weights, bias).h, message=message)
+
+
+def _loop(inputs: tf.Tensor, weights: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """`_block_lstm` frame by frame; TFLite's converter wants all shapes but the number of frames known."""
+    frames, (batch, features), units = tf.shape(inputs)[0], inputs.shape[1:], weights.shape[1] // 4
+    gates = tf.matmul(tf.reshape(inputs, [-1, features]), weights[:features]) + bias
+    gates = tf.reshape(gates, [frames, batch, 4 * units])
+    recurrent = weights[features:]
+
+    def step(t: tf.Tensor, h: tf.Tensor, cs: tf.Tensor, all_h: tf.TensorArray) -> tuple[Any, ...]:
+        i, f, ci, o = tf.split(gates[t] + tf.matmul(h, recurrent), 4, axis=-1)
+        cs = tf.sigmoid(f) * cs + tf.sigmoid(i) * tf.tanh(ci)
+        h = tf.sigmoid(o) * tf.tanh(cs)
+        return t + 1, h, cs, all_h.write(t, h)
+
+    initial = tf.zeros([batch, units], inputs.dtype)
+    outputs = tf.TensorArray(inputs.dtype, size=frames, element_shape=[batch, units])
+    *_, outputs = tf.while_loop(lambda t, *_: t < frames, step, (0, initial, initial, outputs), parallel_iterations=1)
+    return outputs.stack()
 
 
 @tf.custom_gradient

@@ -219,7 +219,7 @@ def get_joint_spectral_filter(profile: ModelProfile) -> keras.Model:
     Returns:
         A model from magnitudes `[batch, frames, bins, channels]` to estimates
         `[batch, frames, bins, channels, targets]`, float32, with the profile as its attribute
-        `profile`.
+        `profile`, and `made_by_profile` true: nothing else is in it.
 
     Raises:
         InputError: the profile names an architecture that is not registered.
@@ -228,6 +228,7 @@ def get_joint_spectral_filter(profile: ModelProfile) -> keras.Model:
     estimates = [layer(magnitude) for layer in _make_filters(profile)]
     model = keras.Model(magnitude, keras.ops.stack(estimates, axis=-1), name="joint_spectral_filter")
     model.profile = profile
+    model.made_by_profile = True
     return model
 
 

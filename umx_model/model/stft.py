@@ -7,10 +7,19 @@ when centred. `scipy.signal.stft` with the same window gives the same frames tim
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import tensorflow as tf
+
+Count = TypeVar("Count", int, tf.Tensor)
+
+
+def centred_frames(samples: Count, n_fft: int, hop_length: int) -> Count:
+    """Return how many frames a centred `STFTLayer` makes of a signal."""
+    after = samples % hop_length  # samples after the last frame's centre, less than n_fft / 2
+    extra = (8 * after + 3 * n_fft - 1) // (6 * n_fft)  # 1 where `after` is more than 3/8 of n_fft, else 0
+    return 1 + samples // hop_length + extra
 
 
 class _FourierLayer(keras.layers.Layer):
@@ -48,31 +57,29 @@ class STFTLayer(_FourierLayer):
             `numpy.pad` does. Otherwise frames start at sample 0, samples after the last full frame
             are left out, and a signal shorter than one frame is zero-padded to one.
 
-    With hops above 3/8 of `n_fft`, the last samples of a centred signal would hang on the very edge
-    of one window, and dividing by it would turn a masked spectrogram into a click. There one more
-    frame follows than in `torch.stft`.
+    Where more than 3/8 of `n_fft` follows the last frame's centre (so only with hops above that), the last
+    samples would hang on the very edge of one window, and dividing by it would turn a masked spectrogram
+    into a click. There one more frame follows than in `torch.stft`.
 
     Input shape:
         `[batch, samples, channels]`, float32 or float64, from 1 sample up.
 
     Output shape:
         `[batch, frames, n_fft / 2 + 1, channels]`, complex64 or complex128, with
-        `1 + samples // hop_length` frames when centred (one more with large hops) and
+        `1 + samples // hop_length` frames when centred (but see above) and
         `1 + (samples - n_fft) // hop_length` otherwise.
 
     >>> STFTLayer()(tf.zeros([1, 264600, 2])).shape
     TensorShape([1, 259, 2049, 2])
     """
 
-    @property
-    def _extra_frames(self) -> int:
-        return int(self.center and 8 * self.hop_length > 3 * self.n_fft)
-
     def call(self, waveform: tf.Tensor) -> tf.Tensor:
         """Transform each channel on its own."""
         waveform = tf.transpose(waveform, [0, 2, 1])  # [batch, channels, samples]
         if self.center:
-            waveform = _reflect(waveform, self.n_fft // 2, self.n_fft // 2 + self._extra_frames * self.hop_length)
+            samples = tf.shape(waveform)[-1]
+            frames = centred_frames(samples, self.n_fft, self.hop_length)
+            waveform = _reflect(waveform, self.n_fft // 2, self.n_fft // 2 + (frames - 1) * self.hop_length - samples)
         missing = tf.maximum(0, self.n_fft - tf.shape(waveform)[-1])
         waveform = tf.pad(waveform, [[0, 0], [0, 0], [0, missing]])
         frames = tf.signal.frame(waveform, self.n_fft, self.hop_length)
@@ -84,8 +91,10 @@ class STFTLayer(_FourierLayer):
         batch, samples, channels = waveform.shape
         frames = None
         if samples is not None:
-            frames = 1 + (samples if self.center else max(samples - self.n_fft, 0)) // self.hop_length
-            frames += self._extra_frames
+            if self.center:
+                frames = centred_frames(samples, self.n_fft, self.hop_length)
+            else:
+                frames = 1 + max(samples - self.n_fft, 0) // self.hop_length
         dtype = "complex128" if waveform.dtype == "float64" else "complex64"
         return keras.KerasTensor((batch, frames, self.n_fft // 2 + 1, channels), dtype=dtype)
 

@@ -1,21 +1,16 @@
-"""UMX: waveform in, waveforms out; and its export as a SavedModel that needs nothing but TensorFlow."""
+"""UMX: waveform in, waveforms out."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from umx_model.model.expectation_maximization import ExpectationMaximization
-from umx_model.model.recurrent import forward_only
 from umx_model.model.spectral_filter import JointSpectralFilter, get_joint_spectral_filter
 from umx_model.model.stft import ISTFTLayer, STFTLayer
-from umx_model.profile import ModelProfile, Profile
-
-# TensorFlow Serving's place for files that travel with a SavedModel.
-EXTRA_ASSETS = "assets.extra"
+from umx_model.profile import ModelProfile
 
 
 @keras.saving.register_keras_serializable(package="umx_model")
@@ -89,38 +84,3 @@ class UMX(keras.Model):
         if subclassed is None:
             return cls(get_joint_spectral_filter(profile), **config)
         return cls(keras.saving.deserialize_keras_object(subclassed, custom_objects), **config)
-
-
-class _Serving(tf.Module):
-    """What a SavedModel holds: the model and its signature."""
-
-    def __init__(self, model: UMX) -> None:
-        super().__init__()
-        self.model = model
-        mixture = tf.TensorSpec([None, None, model.profile.channels], tf.float32, name="mixture")
-        self.serve = tf.function(self._separate, input_signature=[mixture])
-
-    def _separate(self, mixture: tf.Tensor) -> dict[str, tf.Tensor]:
-        estimates = self.model(mixture, training=False)
-        return {target: estimates[..., index] for index, target in enumerate(self.model.profile.targets)}
-
-
-def export_saved_model(model: UMX, profile: Profile, folder: str | os.PathLike[str]) -> None:
-    """Write the end-to-end SavedModel, with its profile under `assets.extra/`.
-
-    Its signature is `serving_default(mixture: float32 [batch, samples, channels]) ->
-    {target: float32 [batch, samples, channels]}`; plain TensorFlow loads it, on CPU and GPU.
-
-    Args:
-        model: what to export, with its EM settings.
-        profile: the profile to send along; its `niter` and `softmask` become the model's.
-        folder: where to write; created, local or remote.
-    """
-    path = os.fspath(folder)
-    module = _Serving(model)
-    with forward_only():
-        tf.saved_model.save(module, path, signatures={"serving_default": module.serve})
-    extra = os.path.join(path, EXTRA_ASSETS)
-    tf.io.gfile.makedirs(extra)
-    em = model.expectation_maximization
-    profile.updated({"model.niter": em.niter, "model.softmask": em.softmask}).write(extra)

@@ -190,8 +190,7 @@ class _Run:
         """Write the model folder with the best weights."""
         with self._strategy.scope():
             self._checkpoints.restore_best()
-        write_model_folder(self._output, self._filter, self._profile)
-        return self._profile
+        return write_model_folder(self._output, self._filter, self._profile)
 
     def _done(self) -> bool:
         state = self._state
