@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import av
@@ -86,3 +86,28 @@ def write_m4a(path: Path, waveform: np.ndarray, sample_rate: int = 44100) -> Non
         frame.sample_rate, frame.pts = sample_rate, 0
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+class PointwiseStream:
+    """Stands in for `Chunks` with an estimate that is known: a function of each sample, returned late and in chunks.
+
+        separator = Separator(lambda channels: PointwiseStream(lambda x: np.stack([x / 2, -x], axis=-1)), profile)
+
+    Args:
+        estimate: `[samples, channels]` -> `[samples, channels, targets]`.
+        chunk: samples that are returned together.
+    """
+
+    def __init__(self, estimate: Callable[[np.ndarray], np.ndarray], chunk: int = 5000) -> None:
+        self._estimate = estimate
+        self._chunk = chunk
+        self._waiting: np.ndarray | None = None
+
+    def push(self, block: np.ndarray) -> np.ndarray:
+        self._waiting = block if self._waiting is None else np.concatenate([self._waiting, block])
+        whole = len(self._waiting) // self._chunk * self._chunk
+        done, self._waiting = self._waiting[:whole], self._waiting[whole:]
+        return np.asarray(self._estimate(done), np.float32)
+
+    def finish(self) -> np.ndarray:
+        return np.asarray(self._estimate(self._waiting), np.float32)

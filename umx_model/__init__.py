@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from umx_model.errors import InputError
     from umx_model.inference.restore import load_separator
     from umx_model.inference.separator import Separator
+    from umx_model.inference.stems import StemSelection
+    from umx_model.inference.streaming import StreamingSeparator
     from umx_model.model.expectation_maximization import ExpectationMaximization
     from umx_model.model.spectral_filter import (
         BLSTMSpectralFilterLayer,
@@ -50,6 +52,8 @@ __all__ = [
     "Profile",
     "STFTLayer",
     "Separator",
+    "StemSelection",
+    "StreamingSeparator",
     "TrainProfile",
     "get_joint_spectral_filter",
     "load_separator",
@@ -62,6 +66,8 @@ _MODULES = {
     "InputError": "umx_model.errors",
     "load_separator": "umx_model.inference.restore",
     "Separator": "umx_model.inference.separator",
+    "StemSelection": "umx_model.inference.stems",
+    "StreamingSeparator": "umx_model.inference.streaming",
     "ExpectationMaximization": "umx_model.model.expectation_maximization",
     "BLSTMSpectralFilterLayer": "umx_model.model.spectral_filter",
     "JointSpectralFilter": "umx_model.model.spectral_filter",

@@ -1,15 +1,18 @@
-"""Audio files: probe, stream, read, write, resample. Waveforms are float32 `[samples, channels]`.
+"""Audio files: probe, stream, read, write. Waveforms are float32 `[samples, channels]`.
 
 libsndfile (soundfile) reads wav, flac, ogg, opus, mp3, aiff, w64 and rf64; FFmpeg (PyAV) what it
 cannot open: m4a, mp4, webm and the first audio stream of any video. Paths are local, or anything
 that `tf.io.gfile` opens (`gs://`, `s3://`), of which only the parts that are needed are fetched.
-Files that are missing, empty, truncated or corrupt raise `InputError`.
+Channels come in the order of wav files (L R C LFE ...) whatever the format. Files that are missing,
+empty, truncated or corrupt raise `InputError`.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -20,19 +23,37 @@ from typing import Any
 import av
 import numpy as np
 import soundfile as sf
-import soxr
 import tensorflow as tf
 
 from umx_model.data.containers import check_chunks, check_mp4, check_ogg
+from umx_model.data.remote import RemoteFile, is_remote
 from umx_model.errors import InputError
 
 Path = str | os.PathLike[str]
 
 BLOCK_SAMPLES = 65536
+_HARDLY_ANY_SPACE = 2**20  # bytes
 
 # What libsndfile calls each extension that can be written; opus is a subtype of ogg there.
 _WRITABLE = {"wav": "WAV", "flac": "FLAC", "ogg": "OGG", "opus": "OGG", "mp3": "MP3", "aiff": "AIFF", "aif": "AIFF"}
 _DEFAULT_SUBTYPE = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "opus": "OPUS", "mp3": "MPEG_LAYER_III"}
+# Lossy encoders, which are told to keep what they can: about 300 kbit/s for stereo (libsndfile's own are 80 to 130).
+_SETTINGS: dict[str | None, dict[str, Any]] = {
+    "VORBIS": {"compression_level": 0.2},
+    "MPEG_LAYER_III": {"compression_level": 0.0, "bitrate_mode": "CONSTANT"},
+}
+# A wav file counts its bytes in 32 bits; a longer one is written as RF64 (EBU Tech 3306), which readers take for wav.
+_WAV_BYTES = 2**32 - 2**16
+_SAMPLE_BYTES = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "DOUBLE": 8}
+
+# Vorbis and Opus order channels their own way (Vorbis I specification, 4.3.9), of which libsndfile takes no notice.
+_VORBIS_ORDER = {
+    3: [0, 2, 1],
+    5: [0, 2, 1, 3, 4],
+    6: [0, 2, 1, 5, 3, 4],
+    7: [0, 2, 1, 6, 5, 3, 4],
+    8: [0, 2, 1, 7, 5, 6, 3, 4],
+}
 
 
 @dataclass(frozen=True)
@@ -111,6 +132,7 @@ def stream(
             if stop > total or start > total:
                 raise _too_short(name, total, max(start, stop))
             position = start
+            order = _VORBIS_ORDER.get(file.channels) if file.format == "OGG" else None
             try:
                 if start:
                     file.seek(start)
@@ -120,7 +142,7 @@ def stream(
                     if not len(block):
                         raise _too_short(name, position, total)
                     position += len(block)
-                    yield block
+                    yield block if order is None else block[:, order]
             except sf.LibsndfileError as problem:
                 reason = problem.error_string.rstrip(".")
                 raise InputError(
@@ -141,7 +163,9 @@ def read(path: Path, start: int = 0, samples: int | None = None) -> np.ndarray:
 
 
 @contextmanager
-def create(path: Path, sample_rate: int, channels: int, subtype: str | None = None) -> Iterator[sf.SoundFile]:
+def create(
+    path: Path, sample_rate: int, channels: int, subtype: str | None = None, samples: int = 0
+) -> Iterator[sf.SoundFile]:
     """Open an audio file for writing, which appears under its name only once it is complete.
 
         with create("vocals.flac", 44100, channels=2) as file:
@@ -154,37 +178,39 @@ def create(path: Path, sample_rate: int, channels: int, subtype: str | None = No
         channels: number of channels.
         subtype: encoding as libsndfile names it (`PCM_16`, `PCM_24`, `FLOAT`); None for the
             format's usual one. Integer encodings clip at full scale.
+        samples: that are going to be written, if that may be many: a wav file above 4 GiB becomes RF64.
 
     Raises:
         InputError: the format is not known, cannot hold this audio, or the file cannot be written.
+        OSError: no space is left on the device (`errno.ENOSPC`).
     """
     name = os.fspath(path)
-    extension = os.path.splitext(name)[1].lstrip(".").lower()
-    if extension not in _WRITABLE:
-        raise InputError(f"{name}: cannot write '{extension}' files; use one of {', '.join(_WRITABLE)}")
-    container = _WRITABLE[extension]
-    subtype = subtype or _DEFAULT_SUBTYPE.get(extension)
-    if not sf.check_format(container, subtype):
-        known = ", ".join(sf.available_subtypes(container))
-        raise InputError(f"{name}: {extension} files cannot hold {subtype}; use one of {known}")
-    remote = _is_remote(name)
+    subtype = check_format(name, sample_rate, channels, subtype)
+    container = _WRITABLE[_extension(name)]
+    if container == "WAV" and samples * channels * _SAMPLE_BYTES.get(subtype, 4) > _WAV_BYTES:
+        container = "RF64"
+    remote = is_remote(name)
     folder = tempfile.gettempdir() if remote else os.path.dirname(os.path.abspath(name))
     if not os.path.isdir(folder):
         raise InputError(f"{name}: cannot be written: no folder {folder}; make it first")
     partial = os.path.join(folder, f".{uuid.uuid4().hex}.partial")
     try:
-        with sf.SoundFile(partial, "w", sample_rate, channels, subtype, format=container) as file:
+        settings = _SETTINGS.get(subtype, {})
+        with sf.SoundFile(partial, "w", sample_rate, channels, subtype, format=container, **settings) as file:
             yield file
-        if remote:
-            tf.io.gfile.copy(partial, f"{name}.partial", overwrite=True)
-            tf.io.gfile.rename(f"{name}.partial", name, overwrite=True)
-        else:
-            os.replace(partial, name)
-    except (sf.LibsndfileError, tf.errors.OpError, OSError) as problem:
-        reason = getattr(problem, "error_string", None) or getattr(problem, "message", None) or str(problem)
-        raise InputError(
-            f"{name}: cannot be written with {channels} channels at {sample_rate} Hz ({reason.rstrip('.')})"
-        ) from None
+        try:
+            if remote:
+                tf.io.gfile.copy(partial, f"{name}.partial", overwrite=True)
+                tf.io.gfile.rename(f"{name}.partial", name, overwrite=True)
+            else:
+                os.replace(partial, name)
+        except (tf.errors.OpError, OSError) as problem:
+            raise InputError(f"{name}: cannot be written ({getattr(problem, 'message', problem)})") from None
+    except sf.LibsndfileError as problem:
+        # libsndfile does not say why a write failed; others who failed too may have made some room again.
+        if shutil.disk_usage(folder).free < _HARDLY_ANY_SPACE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name) from None
+        raise InputError(f"{name}: cannot be written ({problem.error_string.rstrip('.')})") from None
     finally:
         if os.path.exists(partial):
             os.remove(partial)
@@ -200,66 +226,41 @@ def write(path: Path, waveform: np.ndarray, sample_rate: int, subtype: str | Non
             file.write(waveform[start : start + BLOCK_SAMPLES])
 
 
-def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
-    """Change the sample rate with the SoX resampler (soxr, very high quality).
+def check_format(path: Path, sample_rate: int, channels: int, subtype: str | None = None) -> str:
+    """Return the encoding that a file will be written in; see `create`.
 
-    Args:
-        waveform: float32 `[samples, channels]`.
-        from_rate: Hz of `waveform`.
-        to_rate: Hz wanted.
-
-    Returns:
-        float32 `[ceil(samples * to_rate / from_rate), channels]`.
+    Raises:
+        InputError: the extension is not known, or its format cannot hold this audio.
     """
-    if from_rate == to_rate:
-        return waveform
-    length = -(-len(waveform) * to_rate // from_rate)
-    resampled = soxr.resample(np.ascontiguousarray(waveform, np.float32), from_rate, to_rate, quality="VHQ")[:length]
-    return np.pad(resampled, ((0, length - len(resampled)), (0, 0)))
+    name, extension = os.fspath(path), _extension(path)
+    if extension not in _WRITABLE:
+        raise InputError(f"{name}: cannot write '{extension}' files; use one of {', '.join(_WRITABLE)}")
+    container = _WRITABLE[extension]
+    subtype = subtype or _DEFAULT_SUBTYPE.get(extension) or str(sf.default_subtype(container))
+    if not sf.check_format(container, subtype):
+        known = ", ".join(sf.available_subtypes(container))
+        raise InputError(f"{name}: {extension} files cannot hold {subtype}; use one of {known}")
+    try:
+        # libsndfile crashes on higher rates, and leaves more channels in an order that is not Vorbis'.
+        if container == "OGG" and (sample_rate > 200_000 or channels > 2):
+            raise ValueError
+        sf.SoundFile(io.BytesIO(), "w", sample_rate, channels, subtype, format=container).close()
+    except (sf.LibsndfileError, ValueError):
+        raise InputError(
+            f"{name}: {extension} files cannot hold {channels} channels at {sample_rate} Hz; use wav"
+        ) from None
+    return subtype
 
 
-class _RemoteFile(io.RawIOBase):
-    """What libsndfile and FFmpeg need of a file, over `tf.io.gfile`.
-
-    libsndfile calls these methods through C, which swallows exceptions, so the first one is kept
-    in `error` for the caller to raise.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._file = tf.io.gfile.GFile(path, "rb")
-        self._size = self._file.size()
-        self.error: Exception | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            data = self._file.read(len(buffer))
-        except tf.errors.OpError as problem:
-            self.error = self.error or problem
-            return 0
-        buffer[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._file.tell(), os.SEEK_END: self._size}[whence]
-        self._file.seek(base + offset)
-        return base + offset
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-
-def _is_remote(path: str) -> bool:
-    return "://" in path
+def _extension(path: Path) -> str:
+    return os.path.splitext(path)[1].lstrip(".").lower()
 
 
 def _check_file(path: str) -> None:
     """Raise InputError where there is no file, or nothing in it."""
+    printable = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if printable != path:
+        raise InputError(f"{printable}: its name is not UTF-8; rename it")
     try:
         status = tf.io.gfile.stat(path)
     except tf.errors.NotFoundError:
@@ -283,7 +284,7 @@ def _check_complete(path: str, form: str) -> None:
 @contextmanager
 def _open(path: str) -> Iterator[tuple[sf.SoundFile, Any]]:
     """Open with libsndfile; the second value is a function that raises what a remote read met."""
-    remote = _RemoteFile(path) if _is_remote(path) else None
+    remote = RemoteFile(path) if is_remote(path) else None
 
     def check() -> None:
         if remote is not None and remote.error is not None:
@@ -313,10 +314,12 @@ def _frames(path: str) -> Iterator[tuple[av.AudioFrame, str]]:
     """Decode the first audio stream with FFmpeg to planar float32 frames, with the codec's name."""
     check_mp4(path)
     try:
-        with av.open(_RemoteFile(path) if _is_remote(path) else path, "r") as container:
+        with av.open(RemoteFile(path) if is_remote(path) else path, "r") as container:
             if not container.streams.audio:
                 raise InputError(f"{path}: has no audio stream")
             audio = container.streams.audio[0]
+            if audio.codec_context is None:  # PyAV crashes on it
+                raise InputError(f"{path}: FFmpeg has no decoder for its audio; convert it to wav or flac")
             converter = av.AudioResampler(format="fltp")
             for packet in container.demux(audio):
                 if packet.is_corrupt:

@@ -8,37 +8,77 @@ import tensorflow as tf
 
 from umx_model import profile as profiles
 from umx_model.errors import InputError
+from umx_model.inference.chunks import ChunkLayout, Chunks
+from umx_model.inference.estimator import AnyNetwork, Estimator, Network
 from umx_model.inference.separator import Separator
+from umx_model.inference.xla import start_xla
+from umx_model.model.export import EXTRA_ASSETS, SPECTRAL_FILTER
+from umx_model.model.folded import FoldedBLSTM
 from umx_model.model.folder import read_model
-from umx_model.model.umx import EXTRA_ASSETS
-from umx_model.profile import Profile
+from umx_model.model.umx import UMX
+from umx_model.pretrained import locate_model
+from umx_model.profile import ModelProfile, Profile
+
+CHUNK_SECONDS = 42.0
 
 
-def load_separator(name_or_path: str | os.PathLike[str], niter: int | None = None) -> Separator:
+def load_separator(
+    name_or_path: str | os.PathLike[str],
+    niter: int | None = None,
+    softmask: bool | None = None,
+    chunk_seconds: float = CHUNK_SECONDS,
+) -> Separator:
     """Restore a separator.
 
     Args:
-        name_or_path: a model folder, a weights file (`*.weights.h5`), a training run's checkpoint or
-            `checkpoints/` folder, or a SavedModel such as the pipeline pushes; local or remote.
-        niter: EM iterations; as in the model's profile by default. A SavedModel has them built in.
+        name_or_path: a name that `umx-pro models` lists, a model folder, a weights file (`*.weights.h5`),
+            a training run's checkpoint or `checkpoints/` folder, or a SavedModel such as the pipeline
+            pushes; local or remote.
+        niter: EM iterations; as in the model's profile by default.
+        softmask: start EM from a soft mask; as in the model's profile by default.
+        chunk_seconds: audio that the network hears at once; less takes less memory.
 
     Raises:
-        InputError: there is no model, it is damaged, or it cannot run with this `niter`.
+        InputError: there is no model, or it is damaged.
     """
-    path = os.fspath(name_or_path).rstrip("/")
+    path = locate_model(os.fspath(name_or_path).rstrip("/"))
     if not tf.io.gfile.exists(os.path.join(path, "saved_model.pb")):
-        return Separator.from_model(read_model(path, niter=niter)[0])
+        return as_separator(read_model(path, niter, softmask)[0], chunk_seconds)
     profile = Profile.read(os.path.join(path, EXTRA_ASSETS, profiles.FILE_NAME)).model
-    if niter is not None and niter != profile.niter:
-        raise InputError(f"{path}: a SavedModel with niter {profile.niter} built in; use its model folder for {niter}")
     try:
-        serve = tf.saved_model.load(path).signatures["serving_default"]
+        loaded = tf.saved_model.load(path)
+        loaded.signatures[SPECTRAL_FILTER]  # is there
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path}: damaged, or not a SavedModel that separates ({reason})") from None
+        raise InputError(f"{path}: damaged, or not a SavedModel of this program ({reason})") from None
 
-    def estimate(mixture: tf.Tensor) -> tf.Tensor:
-        estimates = serve(mixture=mixture)
-        return tf.stack([estimates[target] for target in profile.targets], axis=-1)
+    def estimate(magnitude: tf.Tensor) -> tf.Tensor:
+        # By way of `loaded`, which has the variables: a signature alone does not keep them.
+        return loaded.signatures[SPECTRAL_FILTER](magnitude=magnitude)["estimates"]
 
-    return Separator(estimate, profile)
+    niter = profile.niter if niter is None else niter
+    softmask = profile.softmask if softmask is None else softmask
+    return _separator(AnyNetwork(estimate, profile), profile, niter, softmask, ChunkLayout(profile, chunk_seconds))
+
+
+def as_separator(model: UMX, chunk_seconds: float = CHUNK_SECONDS) -> Separator:
+    """Make a separator of a model in memory, of its weights at this moment.
+
+    Args:
+        model: the model, with its EM settings.
+        chunk_seconds: audio that the network hears at once; less takes less memory.
+    """
+    profile, em = model.profile, model.expectation_maximization
+    layout = ChunkLayout(profile, chunk_seconds)
+    network: Network
+    if FoldedBLSTM.accepts(model.spectral_filter):
+        network = FoldedBLSTM(model.spectral_filter, compiled_frames=layout.longest)
+    else:
+        network = AnyNetwork(model.spectral_filter, profile)
+    return _separator(network, profile, em.niter, em.softmask, layout)
+
+
+def _separator(network: Network, profile: ModelProfile, niter: int, softmask: bool, layout: ChunkLayout) -> Separator:
+    start_xla()
+    estimator = Estimator(network, profile, niter, softmask)
+    return Separator(lambda channels: Chunks(estimator, layout, channels), profile)
