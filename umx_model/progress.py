@@ -17,7 +17,7 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.1f} {task.fields['unit']}/s")
+        return Text("" if speed is None else task.fields["rate"].format(speed))
 
 
 class ProgressBar:
@@ -31,24 +31,31 @@ class ProgressBar:
         total: amount of work, in `unit`; None where it is not known.
         unit: plural noun of what is counted.
         quiet: show nothing. Nothing is shown either where stderr is not a terminal.
+        rate: how to show the units per second; `{:,.1f} <unit>/s` if None.
     """
 
-    def __init__(self, description: str, total: float | None, unit: str, quiet: bool = False) -> None:
+    def __init__(
+        self, description: str, total: float | None, unit: str, quiet: bool = False, rate: str | None = None
+    ) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            # File names may look like markup, and be long.
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=40)),
             BarColumn(bar_width=20),
             TextColumn("{task.percentage:>3.0f}%"),
             _Rate(),
             TimeRemainingColumn(compact=True),
+            TextColumn("left"),
             TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=Console(stderr=True),
             transient=True,
-            disable=quiet or not sys.stderr.isatty(),
+            disable=quiet or sys.stderr is None or not sys.stderr.isatty(),
         )
-        self._task = self._progress.add_task(description, total=total, unit=unit, note="")
+        self._task = self._progress.add_task(description, total=total, rate=rate or f"{{:,.1f}} {unit}/s", note="")
 
     def __enter__(self) -> ProgressBar:
         self._progress.start()
+        # The rate is measured between updates, of which this is the first: it is known from the next one on.
+        self._progress.update(self._task, advance=1e-9)
         return self
 
     def __exit__(
