@@ -1,6 +1,6 @@
 """Time of the fused LSTM against Keras' own: bidirectional, forward alone and with the gradient.
 
-    python benchmarks/lstm.py [--units 256] [--batch 16] [--frames 255] [--repeat 5]
+    python -m benchmarks.lstm [--units 256] [--batch 16] [--frames 255] [--repeat 5]
 
 Prints the median seconds of each and the ratio.
 """
