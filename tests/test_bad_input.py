@@ -106,9 +106,9 @@ def train(*more):
         ),
         (
             ["separate", "song.wav", "--model", "model", "--chunk-seconds", "0"],
-            "--chunk-seconds 0: expected a positive",
+            "chunk seconds: expected more than 0 and at most 600, got 0",
         ),
-        (["separate", "song.wav", "--model", "model", "--chunk-seconds", "nan"], "--chunk-seconds nan: expected"),
+        (["separate", "song.wav", "--model", "model", "--chunk-seconds", "nan"], "chunk seconds: expected more than 0"),
         (["separate", "song.wav", "--model", "model", "--device", "gpu"], "--device gpu: TensorFlow finds no GPU here"),
         (["separate", "song.wav", "--model", "model", "--format", "mp3", "--bit-depth", "16"], "bit depth: mp3"),
         (["separate", ".", "--model", "model", "-o", "."], r"\.: is the output folder too"),

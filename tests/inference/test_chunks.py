@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from umx_model.errors import InputError
 from umx_model.inference.chunks import ChunkLayout, Chunks
 from umx_model.inference.estimator import AnyNetwork, Estimator
 from umx_model.inference.restore import as_separator
 from umx_model.inference.separator import Separator
+from umx_model.model.expectation_maximization import ExpectationMaximization
 from umx_model.model.spectral_filter import get_joint_spectral_filter
 from umx_model.model.umx import UMX
 from umx_model.profile import ModelProfile
@@ -153,3 +155,36 @@ def test_layout_is_bounded_and_whole_windows() -> None:
     layout = ChunkLayout(ModelProfile(targets=("a",)), chunk_seconds=60.0)
     assert layout.step % 300 == 0
     assert layout.step < layout.longest < 1.2 * layout.step
+
+
+def test_one_target_is_refined_against_the_rest() -> None:
+    """EM with one target alone would return the mixture; the oracle has the rest as a second one."""
+    model_profile = profile(targets=("vocals",))
+    model = UMX(random_filter(model_profile), niter=1)
+    waveform = noise(4000)
+    stft = model.stft(waveform[np.newaxis])
+    expected = ExpectationMaximization(niter=1, window_frames=20, residual=True)(
+        stft, model.spectral_filter(tf.abs(stft))
+    )
+    expected = model.istft(expected[..., 0], length=4000)[0].numpy()
+    assert relative_rms(model(waveform[np.newaxis])[0, ..., 0].numpy(), expected) < 1e-6
+    assert relative_rms(as_separator(model).separate(waveform)["vocals"], expected) < 1e-4
+    assert relative_rms(waveform, expected) > 0.1
+    with pytest.raises(InputError, match="softmask: shares the mixture out"):
+        UMX(model.spectral_filter, softmask=True)
+
+
+def test_short_windows_and_hops() -> None:
+    """Several EM windows in one STFT window."""
+    model = UMX(random_filter(profile(window_frames=1, hop_length=64)), niter=1)
+    waveform = noise(3000)
+    whole = stacked(as_separator(model).separate(waveform))
+    chunked = stacked(as_separator(model, chunk_seconds=0.001).separate(waveform))
+    assert chunked.shape == whole.shape
+    expected = model(waveform[np.newaxis])[0].numpy()
+    assert relative_rms(whole, expected) < 1e-3
+
+
+def test_chunk_seconds_are_bounded() -> None:
+    with pytest.raises(InputError, match="chunk seconds: expected more than 0 and at most 600, got 1e"):
+        as_separator(shared_model(niter=1)[0], chunk_seconds=1e6)

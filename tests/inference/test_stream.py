@@ -225,3 +225,20 @@ def test_an_interrupt_inside_the_queue_does_not_hang(monkeypatch):
     worker.start()
     worker.join(timeout=20)
     assert (worker.is_alive(), got) == (False, [1])
+
+
+def test_a_failure_after_the_last_item_does_not_hang():
+    def consume(items):
+        assert list(items) == [1]
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"), in_background(consume) as put:
+        put(1)
+
+
+def test_estimates_that_are_not_finite_are_an_error():
+    separation = StreamSeparation(
+        lambda channels: PointwiseStream(lambda x: np.full((*x.shape, 3), np.nan, np.float32)), PROFILE, 44100, 2
+    )
+    with pytest.raises(InputError, match="estimates are not finite"):
+        list(separation.restore(separation.estimate([np.zeros((1000, 2), np.float32)])))

@@ -122,3 +122,11 @@ def progress_bar(description: str, quiet: bool = False) -> Iterator[Callable[[fl
             shown = done
 
         yield progress
+
+
+def say(line: str) -> None:
+    """Print a line on stdout. Where nobody reads on (`| head`), go on without: the work is still wanted."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

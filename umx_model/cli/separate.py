@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umx_model.cli.common import FAILED, WRONG_INPUT, Niter, Softmask, names, progress_bar, report
+from umx_model.cli.common import FAILED, WRONG_INPUT, Niter, Softmask, names, progress_bar, report, say
 from umx_model.cli.sources import Source, check_outputs, find_sources, readable
 from umx_model.errors import InputError
 
@@ -191,18 +191,19 @@ def separate(
             "no model given: add --model with a model folder (of `umx-pro train`), a weights file, "
             "a checkpoint, a SavedModel (of the pipeline) or a name that `umx-pro models` lists"
         )
-    if chunk_seconds is not None and not 0 < chunk_seconds < math.inf:
-        raise InputError(f"--chunk-seconds {chunk_seconds:g}: expected a positive number of seconds")
     sums = _aggregates(aggregates or [])
     sources = find_sources(inputs, output)
 
-    from umx_model.inference.files import stem_paths
+    from umx_model.inference.files import stem_paths, subtype
     from umx_model.inference.restore import CHUNK_SECONDS, load_separator
     from umx_model.inference.stems import StemSelection
 
-    selection = StemSelection(names(targets) if targets else None, two_stems, residual, sums)
+    selection = StemSelection(names(targets) if targets is not None else None, two_stems, residual, sums)
+    subtype(stem_format.value, bit_depth.value if bit_depth else None)  # may be refused before the model is read
     _choose_device(device)
-    separator = load_separator(model, niter=niter, softmask=softmask, chunk_seconds=chunk_seconds or CHUNK_SECONDS)
+    separator = load_separator(
+        model, niter=niter, softmask=softmask, chunk_seconds=CHUNK_SECONDS if chunk_seconds is None else chunk_seconds
+    )
     stems = selection.names(separator.targets)
     folders = {source.path: os.path.join(output, source.folder) if source.folder else output for source in sources}
     check_outputs(
@@ -236,7 +237,7 @@ def separate(
             if as_json:
                 _print_json(_facts(done))
             elif not quiet:
-                print(_summary(done), flush=True)
+                say(_summary(done))
     if failures:
         raise typer.Exit(FAILED if FAILED in failures else WRONG_INPUT)
 
@@ -283,7 +284,7 @@ def _facts(done: SeparatedFile) -> dict[str, Any]:
 
 
 def _print_json(content: dict[str, Any]) -> None:
-    print(json.dumps(content), flush=True)
+    say(json.dumps(content))
 
 
 def _summary(done: SeparatedFile) -> str:

@@ -123,7 +123,7 @@ def _make_profile(folder: str, files: dict[str, str], license: str | None) -> Pr
             "layers": settings["nb_layers"],
             "bandwidth": _bandwidth(settings, read_bins),
             "unidirectional": rows.get("lstm.weight_ih_l0") == 4 * hidden_size,
-            "niter": 1 if len(files) > 1 else 0,
+            "niter": 1,
         },
         "made_with": {"openunmix": f"commit {settings['commit']}"},
         "license": license,

@@ -37,7 +37,7 @@ class ChunkLayout:
     Args:
         profile: of the model.
         chunk_seconds: audio that the network hears at once, besides the context; rounded to whole EM
-            windows, at least one.
+            windows, at least one, and at least an STFT window.
         context_seconds: audio on either side of a chunk that the network hears and whose masks are not used.
         crossfade_seconds: how long masks of one chunk pass over into those of the next.
 
@@ -58,7 +58,8 @@ class ChunkLayout:
         def frames(seconds: float) -> int:
             return math.ceil(seconds * profile.sample_rate / profile.hop_length)
 
-        self.step = max(1, round(frames(chunk_seconds) / profile.window_frames)) * profile.window_frames
+        least = math.ceil(profile.n_fft / (profile.hop_length * profile.window_frames))
+        self.step = max(least, round(frames(chunk_seconds) / profile.window_frames)) * profile.window_frames
         self.context = frames(context_seconds)
         self.fade = min(frames(crossfade_seconds), self.step)
         self.longest = self.step + max(self.fade, self.context) + self.context + profile.n_fft // profile.hop_length + 2

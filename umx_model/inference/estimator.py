@@ -15,6 +15,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from umx_model.model import expectation_maximization as em
+from umx_model.model.umx import check_softmask
 from umx_model.profile import ModelProfile
 
 
@@ -62,11 +63,15 @@ class Estimator:
         niter: EM iterations; 0 gives the magnitudes the mixture's phase.
         softmask: start EM from a soft mask.
         eps: EM's regularisation.
+
+    Raises:
+        InputError: a soft mask for one target.
     """
 
     def __init__(
         self, network: Network, profile: ModelProfile, niter: int, softmask: bool = False, eps: float = 1e-10
     ) -> None:
+        check_softmask(profile, softmask)
         self.profile = profile
         self._network = network
         self._niter = niter
@@ -143,7 +148,9 @@ class Estimator:
             if self._softmask:
                 magnitudes = masks * tf.transpose(tf.abs(stft), [1, 0, 2])
                 masks = magnitudes / (eps + tf.reduce_sum(magnitudes, axis=0))
-            masks = tf.ensure_shape(masks, [len(profile.targets), profile.window_frames, channels, profile.bins])
+            if len(profile.targets) == 1 and self._niter:
+                masks = tf.concat([masks, 1 - masks], axis=0)  # as UMX does: the rest is a target, too
+            masks = tf.ensure_shape(masks, [masks.shape[0], profile.window_frames, channels, profile.bins])
             x, scale = em.normalised(stft)
             estimates = masks
             for _ in range(self._niter):
@@ -151,7 +158,7 @@ class Estimator:
                 estimates = wiener(x, estimates, r, whitened(x, estimates, r))
             if not self._niter:
                 estimates = initial(x, masks)
-            return overlapped(tf.signal.irfft(estimates, [profile.n_fft]), scale)
+            return overlapped(tf.signal.irfft(estimates[: len(profile.targets)], [profile.n_fft]), scale)
 
         return waveforms
 

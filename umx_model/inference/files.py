@@ -110,13 +110,13 @@ def stem_paths(
     """
     fields = {"track": track_name(path), "target": "", "ext": stem_format}
     try:
-        used = [field for _, field, _, _ in string.Formatter().parse(name) if field is not None]
+        fields_used = [parts[1:] for parts in string.Formatter().parse(name) if parts[1] is not None]
     except ValueError as error:
         raise InputError(f"name {name!r}: not a template ({error}); the default is {NAME}") from None
-    unknown = [field for field in used if field not in fields]
+    unknown = [field for field, form, conversion in fields_used if field not in fields or form or conversion]
     if unknown:
         known = ", ".join(f"{{{field}}}" for field in fields)
-        raise InputError(f"name {name!r}: unknown field {{{unknown[0]}}}; known are {known}")
+        raise InputError(f"name {name!r}: field {{{unknown[0]}}} is not known, or has a format; use {known}")
     paths: dict[str, str] = {}
     for stem in stems:
         file = os.path.normpath(name.format(**fields | {"target": stem}))
@@ -126,7 +126,7 @@ def stem_paths(
             raise InputError(f"name {name!r}: {file} does not end in .{stem_format}; end it in .{{ext}}")
         paths[stem] = os.path.join(os.fspath(output), file)
     for stem, other in itertools.pairwise(stems):
-        if paths[stem] == paths[other]:  # then the template does not name the stem, and all are one
+        if paths[stem] == paths[other]:  # the template does not name the stem, and all are one
             raise InputError(f"name {name!r}: {stem} and {other} would both be {paths[stem]}; use {{target}} in it")
     return paths
 

@@ -20,6 +20,7 @@ from umx_model.pretrained import locate_model
 from umx_model.profile import ModelProfile, Profile
 
 CHUNK_SECONDS = 42.0
+MOST_CHUNK_SECONDS = 600.0
 
 
 def load_separator(
@@ -36,10 +37,10 @@ def load_separator(
             pushes; local or remote.
         niter: EM iterations; as in the model's profile by default.
         softmask: start EM from a soft mask; as in the model's profile by default.
-        chunk_seconds: audio that the network hears at once; less takes less memory.
+        chunk_seconds: audio that the network hears at once, up to 600; less takes less memory.
 
     Raises:
-        InputError: there is no model, or it is damaged.
+        InputError: there is no model, it is damaged, or it cannot run so.
     """
     path = locate_model(os.fspath(name_or_path).rstrip("/"))
     if not tf.io.gfile.exists(os.path.join(path, "saved_model.pb")):
@@ -50,7 +51,7 @@ def load_separator(
         loaded.signatures[SPECTRAL_FILTER]  # is there
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path}: damaged, or not a SavedModel of this program ({reason})") from None
+        raise InputError(f"{path}: damaged, or not a SavedModel of this version of the program ({reason})") from None
 
     def estimate(magnitude: tf.Tensor) -> tf.Tensor:
         # By way of `loaded`, which has the variables: a signature alone does not keep them.
@@ -58,7 +59,7 @@ def load_separator(
 
     niter = profile.niter if niter is None else niter
     softmask = profile.softmask if softmask is None else softmask
-    return _separator(AnyNetwork(estimate, profile), profile, niter, softmask, ChunkLayout(profile, chunk_seconds))
+    return _separator(AnyNetwork(estimate, profile), profile, niter, softmask, _layout(profile, chunk_seconds))
 
 
 def as_separator(model: UMX, chunk_seconds: float = CHUNK_SECONDS) -> Separator:
@@ -66,16 +67,28 @@ def as_separator(model: UMX, chunk_seconds: float = CHUNK_SECONDS) -> Separator:
 
     Args:
         model: the model, with its EM settings.
-        chunk_seconds: audio that the network hears at once; less takes less memory.
+        chunk_seconds: audio that the network hears at once, up to 600; less takes less memory.
+
+    Raises:
+        InputError: `chunk_seconds` is out of range.
     """
     profile, em = model.profile, model.expectation_maximization
-    layout = ChunkLayout(profile, chunk_seconds)
+    layout = _layout(profile, chunk_seconds)
     network: Network
     if FoldedBLSTM.accepts(model.spectral_filter):
         network = FoldedBLSTM(model.spectral_filter, compiled_frames=layout.longest)
     else:
         network = AnyNetwork(model.spectral_filter, profile)
     return _separator(network, profile, em.niter, em.softmask, layout)
+
+
+def _layout(profile: ModelProfile, chunk_seconds: float) -> ChunkLayout:
+    if not 0 < chunk_seconds <= MOST_CHUNK_SECONDS:
+        raise InputError(
+            f"chunk seconds: expected more than 0 and at most {MOST_CHUNK_SECONDS:g}, got {chunk_seconds:g}; memory "
+            f"grows with them, and quality hardly from {CHUNK_SECONDS:g} on"
+        )
+    return ChunkLayout(profile, chunk_seconds)
 
 
 def _separator(network: Network, profile: ModelProfile, niter: int, softmask: bool, layout: ChunkLayout) -> Separator:

@@ -83,7 +83,7 @@ class Separator:
             blocks = (
                 waveform[first : first + audio.BLOCK_SAMPLES] for first in range(0, len(waveform), audio.BLOCK_SAMPLES)
             )
-            name, rate, shape = "mixture", sample_rate or self.sample_rate, (len(waveform), waveform.shape[1])
+            name, rate, shape = "mixture", self._rate(sample_rate), (len(waveform), waveform.shape[1])
 
         separation = StreamSeparation(self.start, self.profile, rate, shape[1], name)
         estimates = {target: np.empty(shape, np.float32) for target in self.targets}
@@ -129,7 +129,7 @@ class Separator:
             channels = first.shape[1]
         else:
             first = np.zeros((0, channels), np.float32)
-        separation = StreamSeparation(self.start, self.profile, sample_rate or self.sample_rate, channels)
+        separation = StreamSeparation(self.start, self.profile, self._rate(sample_rate), channels)
         for _, estimates in separation.restore(separation.estimate(itertools.chain([first], source))):
             yield estimates
 
@@ -159,6 +159,14 @@ class Separator:
             overwrite=overwrite,
             progress=progress,
         )
+
+    def _rate(self, sample_rate: int | None) -> int:
+        """Return the rate of audio that has none of its own."""
+        if sample_rate is None:
+            return self.sample_rate
+        if sample_rate != int(sample_rate) or sample_rate < 1:
+            raise InputError(f"sample_rate: expected a whole number of Hz, got {sample_rate}")
+        return int(sample_rate)
 
 
 def _as_waveform(mixture: npt.ArrayLike | tf.Tensor) -> Waveform:

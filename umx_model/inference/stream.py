@@ -173,6 +173,11 @@ class StreamSeparation:
         for block, estimates in estimated:
             mixture.push(block)
             for piece in self._pieces(estimates):
+                if not np.isfinite(piece).all():
+                    raise InputError(
+                        f"{self._name}: the model's estimates are not finite; the audio is louder than numbers can "
+                        "hold, or the model's weights are not finite"
+                    )
                 restored.push(resampler.push(piece.reshape(len(piece), -1)).reshape(-1, *shape))
                 yield from ready()
             del estimates  # may be large, and the next ones are long in coming
@@ -221,18 +226,24 @@ def in_background(consume: Callable[[Iterator[Item]], None], depth: int = 1) -> 
     end = object()
     failures: list[BaseException] = []
 
-    def take() -> object:
+    def taken() -> Iterator[Item]:
         while True:
-            # Ctrl-C in the middle of `put` can lose the call that ends this waiting, so it looks now and then.
-            with contextlib.suppress(queue.Empty):
-                return items.get(timeout=1)
+            try:
+                # Ctrl-C in the middle of `put` can lose the call that ends this waiting, so it looks now and then.
+                item = items.get(timeout=1)
+            except queue.Empty:
+                continue
+            if item is end:
+                return
+            yield item  # type: ignore[misc]
 
     def run() -> None:
+        source = taken()
         try:
-            consume(iter(take, end))  # type: ignore[arg-type]
+            consume(source)
         except BaseException as failure:
             failures.append(failure)
-            while take() is not end:  # so that no `put` waits for ever
+            for _ in source:  # so that no `put` waits for ever
                 pass
 
     def put(item: Item) -> None:

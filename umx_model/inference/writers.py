@@ -27,6 +27,9 @@ Waveform = npt.NDArray[np.float32]
 # How much of the whole time encoding takes, roughly, where separating runs at 25 times real time.
 ENCODING_SHARE = {"wav": 0.05, "flac": 0.1, "ogg": 0.4, "mp3": 0.6}
 
+# Per sample, of the encodings that are not floats; what compresses takes about 1.
+_ENCODED_BYTES = {"PCM_16": 2, "PCM_24": 3}
+
 # What stems that clip are brought down to: the largest sample that 16 bits hold.
 _FULL_SCALE = 1 - 2**-15
 
@@ -65,7 +68,8 @@ class StemWriter:
     @property
     def needed_bytes(self) -> int:
         """What the device must have free at least."""
-        return self._info.samples * self._info.channels * 4 * len(self.files)
+        encoded = 0 if self._subtype == "FLOAT" else _ENCODED_BYTES.get(self._subtype, 1)
+        return self._info.samples * self._info.channels * (4 + encoded) * len(self.files)
 
     @property
     def seconds(self) -> float:

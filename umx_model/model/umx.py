@@ -7,10 +7,23 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from umx_model.errors import InputError
 from umx_model.model.expectation_maximization import ExpectationMaximization
 from umx_model.model.spectral_filter import JointSpectralFilter, get_joint_spectral_filter
 from umx_model.model.stft import ISTFTLayer, STFTLayer
 from umx_model.profile import ModelProfile
+
+
+def check_softmask(profile: ModelProfile, softmask: bool) -> None:
+    """Refuse a soft mask for one target, which would give it the whole mixture.
+
+    Raises:
+        InputError: that is asked for.
+    """
+    if softmask and len(profile.targets) == 1:
+        raise InputError(
+            f"softmask: shares the mixture out among targets, and the model has only {profile.targets[0]}; leave it out"
+        )
 
 
 @keras.saving.register_keras_serializable(package="umx_model")
@@ -19,7 +32,8 @@ class UMX(keras.Model):
 
     Args:
         spectral_filter: a joint model of `get_joint_spectral_filter` or a `JointSpectralFilter`.
-        niter: EM iterations; as in the profile by default. 0 gives the magnitudes the mixture's phase.
+        niter: EM iterations; as in the profile by default. 0 gives the magnitudes the mixture's phase. Where
+            there is only one target, the rest of the mixture is another one to EM.
         softmask: how EM starts; as in the profile by default.
 
     Input shape:
@@ -27,6 +41,10 @@ class UMX(keras.Model):
 
     Output shape:
         estimates `[batch, samples, channels, targets]`, float32, targets in the profile's order.
+
+    Raises:
+        InputError: a soft mask for one target.
+        ValueError: the spectral filter has no profile.
     """
 
     def __init__(
@@ -42,10 +60,15 @@ class UMX(keras.Model):
         self.profile = profile
         self.spectral_filter = spectral_filter
         self.stft = STFTLayer(profile.n_fft, profile.hop_length)
+        niter = profile.niter if niter is None else niter
+        softmask = profile.softmask if softmask is None else softmask
+        check_softmask(profile, softmask)
         self.expectation_maximization = ExpectationMaximization(
-            niter=profile.niter if niter is None else niter,
+            niter=niter,
             window_frames=profile.window_frames,
-            softmask=profile.softmask if softmask is None else softmask,
+            softmask=softmask,
+            # EM makes the targets sum to the mixture: alone, a target would become all of it.
+            residual=niter > 0 and len(profile.targets) == 1,
         )
         self.istft = ISTFTLayer(profile.n_fft, profile.hop_length)
         self.built = True  # the spectral filter has all the weights, already
@@ -55,7 +78,8 @@ class UMX(keras.Model):
         channels, targets = self.profile.channels, len(self.profile.targets)
         stft = self.stft(mixture)
         magnitudes = self.spectral_filter(tf.abs(stft), training=training)
-        estimates = self.expectation_maximization(stft, magnitudes)  # [batch, frames, bins, channels, targets]
+        estimates = self.expectation_maximization(stft, magnitudes)  # [batch, frames, bins, channels, targets (+ 1)]
+        estimates = estimates[..., :targets]
         batch, frames, samples = tf.shape(stft)[0], tf.shape(stft)[1], tf.shape(mixture)[1]
         estimates = tf.reshape(estimates, [batch, frames, self.profile.bins, channels * targets])
         waveforms = self.istft(estimates, length=samples)
