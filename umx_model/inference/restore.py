@@ -19,7 +19,7 @@ from umx_model.model.umx import UMX
 from umx_model.pretrained import locate_model
 from umx_model.profile import ModelProfile, Profile
 
-CHUNK_SECONDS = 42.0
+CHUNK_SECONDS = 28.0
 MOST_CHUNK_SECONDS = 600.0
 
 
