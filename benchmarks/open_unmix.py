@@ -1,7 +1,8 @@
-"""Open-Unmix's side of `benchmarks/separation.py`, run there by a Python that has openunmix 1.3.0 and PyTorch.
+"""Open-Unmix's side of other benchmarks, run there by a Python that has openunmix 1.3.0 and PyTorch.
 
 PYTHON benchmarks/open_unmix.py weights FOLDER      # make a folder of checkpoints with random weights
 PYTHON benchmarks/open_unmix.py separate FOLDER     # then one JSON request per line of stdin
+PYTHON benchmarks/open_unmix.py train EXCERPTS.npy HIDDEN_SIZE      # then one training step per line of stdin
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ sys.modules["torchaudio"] = types.ModuleType("torchaudio")
 
 import numpy as np  # noqa: E402
 import torch  # type: ignore[import-not-found]  # noqa: E402
-from openunmix import model, utils  # type: ignore[import-not-found]  # noqa: E402
+from openunmix import model, transforms, utils  # type: ignore[import-not-found]  # noqa: E402
 
 TARGETS = ("vocals", "drums", "bass", "other")
 SEPARATOR = {"nfft": 4096, "nhop": 1024, "sample_rate": 44100, "nb_channels": 2}
@@ -81,6 +82,40 @@ def answer(request: dict[str, Any], networks: torch.nn.Module) -> dict[str, Any]
     return {"seconds": seconds}
 
 
+class Training:
+    """One model for each target, trained as `scripts/train.py` does: every one transforms the audio for itself.
+
+    Args:
+        excerpts: waveforms float32 `[batch, samples, channels, targets]`, the same in every step.
+        hidden_size: width of the networks.
+    """
+
+    def __init__(self, excerpts: torch.Tensor, hidden_size: int) -> None:
+        self._mixture = excerpts.sum(-1).transpose(1, 2).contiguous()
+        self._targets = [excerpts[..., target].transpose(1, 2).contiguous() for target in range(excerpts.shape[-1])]
+        stft, _ = transforms.make_filterbanks(
+            n_fft=SEPARATOR["nfft"], n_hop=SEPARATOR["nhop"], sample_rate=SEPARATOR["sample_rate"]
+        )
+        self._encoder = torch.nn.Sequential(stft, transforms.ComplexNorm(mono=False))
+        max_bin = int(utils.bandwidth_to_max_bin(SEPARATOR["sample_rate"], SEPARATOR["nfft"], 16000))
+        bins, channels = SEPARATOR["nfft"] // 2 + 1, SEPARATOR["nb_channels"]
+        self._networks = [model.OpenUnmix(bins, channels, hidden_size, max_bin=max_bin) for _ in self._targets]
+        self._optimizers = [
+            torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=1e-5) for network in self._networks
+        ]
+
+    def step(self) -> dict[str, Any]:
+        """Make one step with every network and say how long that took."""
+        began = time.perf_counter()
+        for network, optimizer, target in zip(self._networks, self._optimizers, self._targets, strict=True):
+            optimizer.zero_grad()
+            mixture = self._encoder(self._mixture)
+            loss = torch.nn.functional.mse_loss(network(mixture), self._encoder(target))
+            loss.backward()
+            optimizer.step()
+        return {"seconds": time.perf_counter() - began, "loss": loss.item()}
+
+
 def main() -> None:
     """Do what the command line says."""
     command, folder, *rest = sys.argv[1:]
@@ -88,6 +123,12 @@ def main() -> None:
         write_weights(folder, int(rest[0]))
         return
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    if command == "train":
+        training = Training(torch.from_numpy(np.load(folder)), int(rest[0]))
+        print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads()}), flush=True)
+        for _ in sys.stdin:
+            print(json.dumps(training.step()), flush=True)
+        return
     networks = utils.load_target_models(TARGETS, folder)
     print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads()}), flush=True)
     for line in sys.stdin:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from umx_model.model.recurrent import LSTM, forward_only
+from umx_model.model.recurrent import LSTM, _cudnn_parameters, fastest, forward_only
 
 
 def pair(reverse: bool) -> tuple[LSTM, keras.layers.LSTM, tf.Tensor]:
@@ -69,3 +69,42 @@ def test_forward_only_gives_equal_outputs_and_refuses_gradients():
 def test_config_round_trip():
     layer = LSTM.from_config(LSTM(3, reverse=True, name="x").get_config())
     assert (layer.units, layer.reverse, layer.name) == (3, True, "x")
+
+
+def test_cudnn_parameters_are_laid_out_as_keras_does():
+    from keras.src.backend.tensorflow.rnn import _standardize_cudnn_weights
+
+    kernel, recurrent, bias = tf.random.normal([5, 24]), tf.random.normal([6, 24]), tf.random.normal([24])
+    expected = _standardize_cudnn_weights(
+        weights=[*tf.split(kernel, 4, axis=1), *tf.split(recurrent, 4, axis=1)],
+        biases=tf.split(tf.concat([bias, tf.zeros([24])], axis=0), 8),
+        shape=tf.constant([-1]),
+        transpose_weights=True,
+    )
+    np.testing.assert_array_equal(_cudnn_parameters(kernel, recurrent, bias), expected)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_fastest_on_this_machine_gives_the_same(reverse):
+    ours, _, inputs = pair(reverse)
+
+    @tf.function
+    def gradients():
+        with tf.GradientTape() as tape:
+            outputs = ours(inputs)
+            loss = tf.reduce_sum(outputs**2)
+        return outputs, tape.gradient(loss, [variable.value for variable in ours.trainable_variables])
+
+    plain = gradients()
+    with fastest():
+        fast = tf.function(gradients.python_function)()
+    for a, b in zip(tf.nest.flatten(plain), tf.nest.flatten(fast), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not tf.config.list_physical_devices("GPU"), reason="cuDNN needs a GPU")
+def test_on_a_gpu_training_runs_on_cudnn():
+    ours, _, inputs = pair(False)
+    with fastest():
+        graph = tf.function(lambda: ours(inputs)).get_concrete_function().graph
+    assert "CudnnRNN" in {operation.type for operation in graph.get_operations()}
