@@ -102,6 +102,7 @@ class TrainProfile(_Settings):
     seed: StrictInt = Field(42, ge=0, le=2**32 - 1, description="of initial weights, excerpts and augmentation")
     checkpoint_minutes: StrictFloat = Field(5.0, gt=0, description="time between checkpoints inside an epoch")
     keep_checkpoints: StrictInt = Field(3, ge=1, description="checkpoints kept; the best weights are kept besides")
+    summary_epochs: StrictInt = Field(5, ge=1, description="epochs between excerpts and pictures in TensorBoard")
 
     @field_validator("gain_range")
     @classmethod
