@@ -51,7 +51,7 @@ from umx_model.data.track_folder import database_fingerprint, read_database
 from umx_model.errors import InputError
 from umx_model.evaluation.evaluate import METRIC, TargetScore, table
 from umx_model.model.spectral_filter import check_architecture
-from umx_model.train.trainer import check_trainable
+from umx_model.train.checks import check_trainable
 
 _log = logging.getLogger(__name__)
 
