@@ -152,7 +152,7 @@ def check_settings(settings: PipelineSettings) -> None:
     """
     profile = settings.profile
     check_architecture(profile.model)
-    samples = read_database(settings.data, profile.model.targets)
+    samples = read_database(settings.data, profile.mixture_targets)
     check_trainable(profile, samples, max(1, len(tf.config.list_physical_devices("GPU"))))
     # Used whole, so any length does that holds an STFT frame.
     check_fits(samples.get("test", ()), profile.model, profile.model.n_fft / profile.model.sample_rate)

@@ -39,7 +39,7 @@ def create_pipeline(
         metadata_connection_config: where the record of runs is kept; None where the platform keeps it.
     """
     sample_gen = SampleGen(
-        data=settings.data, targets=",".join(settings.profile.model.targets), data_version=data_version
+        data=settings.data, targets=",".join(settings.profile.mixture_targets), data_version=data_version
     )
     statistics_gen = StatisticsGen(examples=sample_gen.outputs["examples"])
     schema_gen = _import_schema(SCHEMA_FILE)

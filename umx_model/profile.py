@@ -96,6 +96,9 @@ class TrainProfile(_Settings):
     plateau_factor: StrictFloat = Field(0.3, gt=0, lt=1, description="learning rate multiplier on a plateau")
     plateau_patience: StrictInt = Field(80, ge=0, description="epochs without improvement that make a plateau")
     plateau_cooldown: StrictInt = Field(10, ge=0, description="epochs to wait after a reduction")
+    mixture_targets: tuple[TargetName, ...] | None = Field(
+        None, description="targets whose sum is the mixture, where more than the model's; null for the model's"
+    )
     random_track_mix: bool = Field(True, description="draw each target from an independent sample and start")
     gain_range: tuple[float, float] | None = Field((0.25, 1.25), description="uniform gain per target, or null")
     swap_channels: StrictFloat = Field(0.5, ge=0, le=1, description="probability of swapping left and right per target")
@@ -103,6 +106,13 @@ class TrainProfile(_Settings):
     checkpoint_minutes: StrictFloat = Field(5.0, gt=0, description="time between checkpoints inside an epoch")
     keep_checkpoints: StrictInt = Field(3, ge=1, description="checkpoints kept; the best weights are kept besides")
     summary_epochs: StrictInt = Field(5, ge=1, description="epochs between excerpts and pictures in TensorBoard")
+
+    @field_validator("mixture_targets")
+    @classmethod
+    def _targets_differ(cls, targets: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if targets is not None and len(set(targets)) != len(targets):
+            raise ValueError(f"mixture_targets must differ, got {', '.join(targets)}")
+        return targets
 
     @field_validator("gain_range")
     @classmethod
@@ -126,6 +136,25 @@ class Profile(_Settings):
     license: str | None = Field(None, description="of the weights, an SPDX identifier where there is one")
     scores: dict[str, float] = Field({}, description="SDR in dB per target, as the model's card says how")
     weights_sha256: str | None = Field(None, description="of model.weights.h5 beside this profile")
+
+    @model_validator(mode="after")
+    def _targets_are_heard(self) -> Profile:
+        lacking = [target for target in self.model.targets if target not in self.mixture_targets]
+        if lacking:
+            raise ValueError(
+                f"train.mixture_targets: must hold all that the model separates, and lacks {', '.join(lacking)}"
+            )
+        return self
+
+    @property
+    def mixture_targets(self) -> tuple[str, ...]:
+        """The targets that every training sample has, in the order of its excerpts; their sum is the mixture.
+
+        They are the model's, or `train.mixture_targets` where a model separates only some of a database's
+        targets. All that is drawn at random depends on this order, not on the model's: a model of one
+        target hears the mixtures that a model of all of them would.
+        """
+        return self.train.mixture_targets or self.model.targets
 
     @classmethod
     def parse(

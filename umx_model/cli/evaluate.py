@@ -35,7 +35,8 @@ def evaluate(
         raise InputError(f"{data}: no such folder; expected one split of a database, such as DATABASE/valid")
     if tf.io.gfile.isdir(os.path.join(data, "valid")):
         raise InputError(f"{data}: a whole database; name one split of it, such as {os.path.join(data, 'valid')}")
-    samples = read_database(root or ".", separator.targets, splits=[split])[split]
+    # All targets: those that the model does not have are part of the mixture.
+    samples = read_database(root or ".", splits=[split])[split]
     scores = []
     for number, sample in enumerate(samples, 1):
         with progress_bar(f"evaluating {number}/{len(samples)} {sample.id}") as progress:

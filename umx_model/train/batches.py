@@ -24,7 +24,8 @@ def training_batches(
         first_excerpt: where in the stream to start; excerpts before it were used already.
 
     Returns:
-        A distributed dataset of excerpts float32 `[batch per replica, samples, channels, targets]`.
+        A distributed dataset of excerpts float32 `[batch per replica, samples, channels, targets]`,
+        targets as in `profile.mixture_targets`.
     """
     settings = profile.train
 
@@ -32,7 +33,7 @@ def training_batches(
         excerpts = FixedSourcesTrackFolderDataset.from_samples(
             samples,
             split="train",
-            targets=profile.model.targets,
+            targets=profile.mixture_targets,
             excerpt_seconds=settings.excerpt_seconds,
             random_track_mix=settings.random_track_mix,
             gain_range=settings.gain_range,
@@ -56,13 +57,14 @@ def piece_batches(profile: Profile, samples: Sequence[Sample], batch_size: int) 
         batch_size: pieces per batch.
 
     Returns:
-        A dataset of pieces float32 `[<= batch_size, samples, channels, targets]`. Pieces in a batch are
+        A dataset of pieces float32 `[<= batch_size, samples, channels, targets]`, targets as in
+        `profile.mixture_targets`. Pieces in a batch are
         equally long: the shorter last pieces of samples come one by one, and are left out where they
         do not fill one STFT frame.
     """
     model = profile.model
     pieces = FixedSourcesTrackFolderDataset.from_samples(
-        samples, split="valid", targets=model.targets, excerpt_seconds=profile.train.excerpt_seconds
+        samples, split="valid", targets=profile.mixture_targets, excerpt_seconds=profile.train.excerpt_seconds
     )
     pieces = pieces.filter(lambda piece: tf.shape(piece)[0] >= model.n_fft)
     batches = pieces.bucket_by_sequence_length(

@@ -36,6 +36,7 @@ class Steps:
         self._settings = profile.train
         # Frames start at sample 0 and none is padded, as in the recipe.
         self._stft = STFTLayer(profile.model.n_fft, profile.model.hop_length, center=False)
+        self._targets = [profile.mixture_targets.index(target) for target in profile.model.targets]
         weights = {id(weight) for weight in spectral_filter.weights}
         self._generators = [state for state in spectral_filter.variables if id(state) not in weights]
         replicas, generators = strategy.num_replicas_in_sync, len(self._generators)
@@ -71,7 +72,7 @@ class Steps:
 
     def _train_replica(self, excerpts: tf.Tensor) -> tf.Tensor:
         self._seed_generators()
-        mixture, references = magnitudes(excerpts, self._stft)
+        mixture, references = self._magnitudes(excerpts)
         # A replica contributes its share of the mean over the whole batch; gradients are summed.
         frames = self._settings.batch_size * tf.shape(mixture)[1]
         with tf.GradientTape() as tape:
@@ -89,15 +90,22 @@ class Steps:
 
     def _valid_replica(self, pieces: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         def measure() -> tuple[tf.Tensor, tf.Tensor]:
-            mixture, references = magnitudes(pieces, self._stft)
+            mixture, references = self._magnitudes(pieces)
             errors = squared_error(self._filter(mixture, training=False), references)
             return errors, tf.cast(tf.size(mixture[..., 0, 0]), tf.float64)
 
         if self._strategy.num_replicas_in_sync == 1:
             return measure()
         # At the end of the data some replicas get an empty batch.
-        nothing = tf.zeros([pieces.shape[-1]], tf.float64), tf.zeros([], tf.float64)
+        nothing = tf.zeros([len(self._targets)], tf.float64), tf.zeros([], tf.float64)
         return tf.cond(tf.size(pieces) > 0, measure, lambda: nothing)
+
+    def _magnitudes(self, excerpts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return those of the mixture, the sum of all that excerpts hold, and of the targets that the model has."""
+        mixture, references = magnitudes(excerpts, self._stft)
+        if self._targets == list(range(excerpts.shape[-1])):
+            return mixture, references
+        return mixture, tf.gather(references, self._targets, axis=-1)
 
     def _seed_generators(self) -> None:
         """Make dropout depend on the seed, the step and the replica alone.

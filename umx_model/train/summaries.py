@@ -120,7 +120,7 @@ class Summaries:
             return
         with self._guarded():
             if self._excerpts is None:
-                self._excerpts = choose_excerpts(self._valid, self._profile.model.targets)
+                self._excerpts = choose_excerpts(self._valid, self._profile.mixture_targets)
             folder = os.path.join(self._folder, EXCERPTS)
             writer = _create_writer(folder, step, f".step-{step}")
             try:
@@ -158,14 +158,14 @@ class Summaries:
             self._warned = False
 
     def _write_excerpt(self, name: str, waveforms: np.ndarray) -> None:
-        """Write the sound and the picture of an excerpt, float32 `[samples, channels, targets]`."""
+        """Write the sound and the picture of an excerpt, float32 `[samples, channels, mixture targets]`."""
         model = self._profile.model
         mixture = waveforms.sum(axis=-1)
         estimates = self._separate(mixture[np.newaxis])[0].numpy()
         self._write_sound(f"{name}/mixture", mixture)
         rows = []
         for index, target in enumerate(model.targets):
-            pair = waveforms[..., index], estimates[..., index]
+            pair = waveforms[..., self._profile.mixture_targets.index(target)], estimates[..., index]
             self._write_sound(f"{name}/{target}", pair[0])
             self._write_sound(f"{name}/{target} estimate", pair[1])
             spectra = [self._magnitudes(waveform) for waveform in (mixture, *pair)]

@@ -8,6 +8,7 @@ needed to go on: `train(..., resume=True)` continues where a run ended, as if it
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 
@@ -16,6 +17,7 @@ import tensorflow as tf
 from umx_model.data.track_folder import Sample, database_fingerprint, read_database
 from umx_model.errors import InputError
 from umx_model.profile import Profile
+from umx_model.train.backup import Backup
 from umx_model.train.checkpoints import prepare_output
 from umx_model.train.checks import check_trainable
 from umx_model.train.interrupt import DeferredInterrupt
@@ -31,6 +33,7 @@ def train(
     resume: bool = False,
     quiet: bool = False,
     data_fingerprint: str | None = None,
+    backup: str | os.PathLike[str] | None = None,
 ) -> Profile:
     """Train a model.
 
@@ -50,6 +53,9 @@ def train(
             too. Where the database has changed, losses from before do not count any more.
         quiet: show no progress bar.
         data_fingerprint: of the database, to be recorded; computed where `data` is a folder.
+        backup: a folder of its own, such as `gs://bucket/folder`, to which the model folder is copied in
+            the background; see `umx_model.train.backup`. With `resume`, training goes on from there where
+            it is ahead of `output`.
 
     Returns:
         The profile as written: with history, package versions and data fingerprint.
@@ -63,19 +69,23 @@ def train(
     if isinstance(data, Mapping):
         samples = data
     else:
-        samples = read_database(os.fspath(data), profile.model.targets, splits=("train", "valid"))
+        samples = read_database(os.fspath(data), profile.mixture_targets, splits=("train", "valid"))
         data_fingerprint = data_fingerprint or database_fingerprint(os.fspath(data))
     check_trainable(profile, samples, strategy.num_replicas_in_sync)
     folder = os.fspath(output)
     run = Run(profile, samples, folder, strategy, data_fingerprint, quiet)
+    if backup is not None:
+        run.backup = Backup(folder, os.fspath(backup), run.profile, resume)
+        run.backup.prepare(quiet)
     prepare_output(folder, resume)  # not before the model is built, which may refuse the profile
-    run.start(resume)
-    with DeferredInterrupt() as interrupt:
-        try:
-            Loop(run, interrupt).train()
-        except InputError as error:
-            raise InputError(f"{error}; resuming (--resume) then continues from the last checkpoint") from None
-    return run.finish()
+    with run.backup or contextlib.nullcontext():
+        run.start(resume)
+        with DeferredInterrupt() as interrupt:
+            try:
+                Loop(run, interrupt).train()
+            except InputError as error:
+                raise InputError(f"{error}; resuming (--resume) then continues from the last checkpoint") from None
+        return run.finish()
 
 
 def _choose_strategy() -> tf.distribute.Strategy:
