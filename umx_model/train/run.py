@@ -15,6 +15,7 @@ from umx_model.data.track_folder import Sample
 from umx_model.model.folder import write_model_folder
 from umx_model.model.spectral_filter import get_joint_spectral_filter, set_input_statistics
 from umx_model.profile import Profile
+from umx_model.train.backup import Backup
 from umx_model.train.checkpoints import Checkpoints, LoopState
 from umx_model.train.statistics import input_statistics
 
@@ -42,6 +43,7 @@ class Run:
         spectral_filter: the joint model, made in the strategy's scope.
         optimizer: made and built there.
         checkpoints: those in `output`, from `start` on.
+        backup: asked for a copy after each checkpoint, if any.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Run:
         self.strategy = strategy
         self.quiet = quiet
         self.state = LoopState.start(profile)
+        self.backup: Backup | None = None
 
         keras.utils.set_random_seed(self.settings.seed)
         with strategy.scope():
@@ -125,6 +128,7 @@ class Run:
         self.expect_finite_weights()
         self.state.seconds = self.seconds
         self.checkpoints.save(self.state)
+        self._request_backup()
 
     def save_best(self) -> None:
         """Write the model as the best so far."""
@@ -140,7 +144,13 @@ class Run:
         """Write the model folder with the best weights."""
         with self.strategy.scope():
             self.checkpoints.restore_best()
-        return write_model_folder(self.output, self.spectral_filter, self.profile)
+        profile = write_model_folder(self.output, self.spectral_filter, self.profile)
+        self._request_backup()
+        return profile
+
+    def _request_backup(self) -> None:
+        if self.backup is not None:
+            self.backup.request()
 
     def expect_finite_weights(self) -> None:
         """Raise TrainingFailedError where a weight is not finite: it must not replace a good checkpoint."""
