@@ -110,6 +110,35 @@ def test_a_later_start_continues_the_sequence(noise_database: Path) -> None:
     np.testing.assert_array_equal(take(noise_database, 9, first_excerpt=11), whole[11:])
 
 
+@pytest.mark.parametrize("first", [0, 5])
+def test_shards_share_out_the_sequence(noise_database: Path, first: int) -> None:
+    whole = take(noise_database, 24 - first, first_excerpt=first)
+    for shard in range(3):
+        mine = [number - first for number in range(first, 24) if number // 2 % 3 == shard]
+        got = take(noise_database, len(mine), first_excerpt=first, shards=3, shard=shard, shard_block=2)
+        np.testing.assert_array_equal(got, whole[mine])
+
+
+def test_shards_share_out_whole_samples(noise_database: Path) -> None:
+    def pieces(**options) -> list[np.ndarray]:
+        return list(FixedSourcesTrackFolderDataset(noise_database, "valid", TARGETS, 0.5, **options))
+
+    shares = [pieces(shards=2, shard=shard) for shard in range(2)]
+    for number, piece in enumerate(pieces()):
+        np.testing.assert_array_equal(shares[number % 2][number // 2], piece)
+
+
+def test_only_the_shard_is_read(tmp_path: Path) -> None:
+    root = make_database(tmp_path, {"train": 2, "valid": 1}, TARGETS, 1.0, RATE)
+    dataset = FixedSourcesTrackFolderDataset(root, "train", TARGETS, 1.0, **PLAIN)
+    read = FixedSourcesTrackFolderDataset(root, "train", TARGETS, 1.0, **PLAIN, shards=2, shard=0)
+    which = [locate(excerpt[..., 0].numpy(), sources(root, "vocals"))[0] for excerpt in dataset.take(2)]
+    (root / "train" / f"song{which[1]:02d}" / "vocals.wav").unlink()
+    next(iter(read))
+    with pytest.raises(tf.errors.OpError):
+        list(dataset.take(2))
+
+
 def test_the_seed_decides(noise_database: Path) -> None:
     np.testing.assert_array_equal(take(noise_database, 8, seed=1), take(noise_database, 8, seed=1))
     assert not np.array_equal(take(noise_database, 8, seed=1), take(noise_database, 8, seed=2))

@@ -63,6 +63,10 @@ class FixedSourcesTrackFolderDataset(tf.data.Dataset):
         seed: of the sequence of excerpts.
         first_excerpt: number to start from, to continue an earlier sequence.
         num_parallel_calls: excerpts read at a time; by default as many as pay.
+        shards: programs that share the work, each with a dataset of its own that is otherwise the same.
+        shard: which of them this is: only excerpts (or pieces, counted from 0) whose number i has
+            `i // shard_block % shards == shard` are read and yielded, in order.
+        shard_block: neighbours that stay together, such as those of a batch.
 
     Attributes:
         samples: tuple of `Sample`.
@@ -88,6 +92,9 @@ class FixedSourcesTrackFolderDataset(tf.data.Dataset):
         seed: int = 42,
         first_excerpt: int = 0,
         num_parallel_calls: int = tf.data.AUTOTUNE,
+        shards: int = 1,
+        shard: int = 0,
+        shard_block: int = 1,
     ) -> None:
         if isinstance(root, str | os.PathLike):
             samples = read_database(root, targets, splits=(split,))[split]
@@ -127,6 +134,10 @@ class FixedSourcesTrackFolderDataset(tf.data.Dataset):
                 sequences = len(self.targets) if random_track_mix else 1
                 places = augmentation.sample_order(seed, len(samples), sequences, first_excerpt)
                 read = read_excerpt
+            if shards > 1:
+                numbered = places.enumerate(0 if split in WHOLE_SPLITS else first_excerpt)
+                mine = numbered.filter(lambda number, *_: number // shard_block % shards == shard)
+                places = mine.map(lambda _, place: place)
             self._dataset = places.map(read, num_parallel_calls=num_parallel_calls, deterministic=True)
         super().__init__(self._dataset._variant_tensor)
 
