@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import typer
 
-from umx_model.cli import convert, evaluate, export, models, separate, train
+from umx_model.cli import convert, evaluate, export, join, models, separate, train
 from umx_model.cli.common import run
 
 app = typer.Typer(
@@ -24,7 +24,8 @@ app = typer.Typer(
 )
 app.command(epilog=separate.EXAMPLES)(separate.separate)
 app.command()(models.models)
-app.command()(train.train)
+app.command(epilog=train.EXAMPLES)(train.train)
+app.command(epilog=join.EXAMPLES)(join.join)
 app.command()(evaluate.evaluate)
 app.add_typer(convert.convert_app, name="convert")
 app.command()(export.export)
