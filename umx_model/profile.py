@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tensorflow as tf
 from pydantic import (
@@ -102,6 +102,11 @@ class TrainProfile(_Settings):
     random_track_mix: bool = Field(True, description="draw each target from an independent sample and start")
     gain_range: tuple[float, float] | None = Field((0.25, 1.25), description="uniform gain per target, or null")
     swap_channels: StrictFloat = Field(0.5, ge=0, le=1, description="probability of swapping left and right per target")
+    on_non_finite: Literal["stop", "lower_rate"] = Field(
+        "stop",
+        description="where the loss is NaN or infinite: stop, or go on from the last good checkpoint with other "
+        "excerpts and the learning rate times plateau_factor, up to three times an epoch",
+    )
     seed: StrictInt = Field(42, ge=0, le=2**32 - 1, description="of initial weights, excerpts and augmentation")
     checkpoint_minutes: StrictFloat = Field(5.0, gt=0, description="time between checkpoints inside an epoch")
     keep_checkpoints: StrictInt = Field(3, ge=1, description="checkpoints kept; the best weights are kept besides")

@@ -352,14 +352,6 @@ def test_another_models_checkpoint_is_refused(root: Path, model: Path) -> None:
     assert Profile.read(model) == before
 
 
-def test_a_damaged_checkpoint_is_named(root: Path, model: Path) -> None:
-    latest = tf.train.latest_checkpoint(str(model / "checkpoints"))
-    data = Path(f"{latest}.data-00000-of-00001")
-    data.write_bytes(data.read_bytes()[:100])
-    with pytest.raises(InputError, match="damaged"):
-        train(make_profile(epochs=2), root, model, resume=True, quiet=True)
-
-
 def test_output_in_use_is_refused(root: Path, model: Path) -> None:
     with pytest.raises(InputError, match="resume"):
         train(make_profile(epochs=1), root, model, quiet=True)

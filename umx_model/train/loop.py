@@ -11,15 +11,19 @@ from typing import Any
 import numpy as np
 
 from umx_model.progress import ProgressBar
-from umx_model.train.batches import piece_batches, readable, training_batches
-from umx_model.train.interrupt import DeferredInterrupt
-from umx_model.train.run import Run
+from umx_model.train.batches import readable, training_batches, validation_batches
+from umx_model.train.blame import blame_excerpts, blame_validation
+from umx_model.train.checkpoints import Copy
+from umx_model.train.interrupt import Interrupt
+from umx_model.train.run import NonFiniteError, Run
 from umx_model.train.steps import Steps
 from umx_model.train.summaries import Summaries
 
 _log = logging.getLogger(__name__)
 
 _LOG_SECONDS = 10.0  # between points in TensorBoard
+_LONG_STEP_SECONDS = 2.0  # after SIGTERM, longer ones may not be waited for
+_MOST_SETBACKS = 3  # within an epoch
 
 
 class Loop:
@@ -30,31 +34,55 @@ class Loop:
         interrupt: asked after every step whether to stop.
     """
 
-    def __init__(self, run: Run, interrupt: DeferredInterrupt) -> None:
+    def __init__(self, run: Run, interrupt: Interrupt) -> None:
         self._run = run
         self._interrupt = interrupt
         self._settings = run.settings
         self._epoch_excerpts = len(run.samples["train"]) * run.settings.excerpts_per_sample
         self._pending: Any = None  # the result of the latest step, which the device may still be working on
+        self._before_step: Copy | None = None  # where steps are long: what was there before the one underway
         self._meter = _Meter(len(run.profile.model.targets))
 
     def train(self) -> None:
-        """Run epochs."""
+        """Run epochs.
+
+        Raises:
+            TrainingFailedError: the loss is not finite, and going back is not wanted or does not help.
+        """
         run = self._run
         steps = Steps(run.strategy, run.spectral_filter, run.optimizer, run.profile)
-        train = training_batches(run.strategy, run.profile, run.samples["train"], run.state.excerpts)
-        valid = run.strategy.distribute_datasets_from_function(
-            lambda context: piece_batches(
-                run.profile, run.samples["valid"], context.get_per_replica_batch_size(self._settings.batch_size)
-            )
-        )
+        train = self._batches()
+        valid = validation_batches(run.strategy, run.profile, run.samples["valid"])
         train_step, valid_step = steps.compile_train(train.element_spec), steps.compile_valid(valid.element_spec)
+        if run.workers.chief:
+            self._summaries = Summaries(
+                run.output, run.spectral_filter, run.profile, run.samples["valid"], run.state.step
+            )
         batches = readable(train)
-        self._summaries = Summaries(run.output, run.spectral_filter, run.profile, run.samples["valid"], run.state.step)
         while not self._done():
-            self._train_epoch(batches, train_step)
-            self._finish_epoch(self._validate(valid, valid_step))
-        self._summaries.close()
+            try:
+                self._train_epoch(batches, train_step)
+                self._finish_epoch(self._validate(valid, valid_step))
+            except NonFiniteError as error:
+                self._go_back(error)
+                batches = readable(self._batches())
+        if run.workers.chief:
+            self._summaries.close()
+
+    def rescue(self) -> None:
+        """Save from another thread what the main one, held up by a step or by reading, has not saved."""
+        run, copy = self._run, self._before_step
+        if run.lock.acquire(blocking=copy is None):  # otherwise a long step is underway
+            try:
+                self._save()
+            finally:
+                run.lock.release()
+        elif copy is not None:
+            run.checkpoints.save_copy(copy)
+
+    def _batches(self) -> Any:
+        run = self._run
+        return training_batches(run.strategy, run.profile, run.samples["train"], run.state.excerpts)
 
     def _done(self) -> bool:
         state = self._run.state
@@ -64,7 +92,7 @@ class Loop:
             reason = f"all {state.epoch} epochs are done"
         elif state.stopping.stop:
             reason = f"no better validation loss for {state.stopping.bad_epochs} epochs"
-        elif state.epoch and self._run.over_time:
+        elif state.epoch and self._agree(self._run.over_time)[0]:
             reason = f"{self._settings.max_minutes:g} minutes are over"
         else:
             return False
@@ -79,26 +107,44 @@ class Loop:
         title = f"epoch {state.epoch + 1}/{self._settings.epochs}"
         with ProgressBar(title, self._epoch_excerpts, "excerpts", self._run.quiet) as bar:
             bar.advance(state.epoch_excerpts)
-            over = self._epoch_over()
+            (over,) = self._agree(self._epoch_over())
             while not over:
                 with self._meter.waiting():
                     batch = next(batches)
-                result = step(batch)
-                state.step += 1
-                state.excerpts += batch_size
-                state.epoch_excerpts += batch_size
-                # The step before this one: reading its losses does not keep the device from working on.
-                self._settle()
-                self._pending = result
-                bar.advance(batch_size, self._note())
-                over, now = self._epoch_over(), time.monotonic()
-                if over or now - self._meter.since >= _LOG_SECONDS:
+                start = time.monotonic()
+                with self._run.lock:
+                    result = step(batch)
+                    state.step += 1
+                    state.excerpts += batch_size
+                    state.epoch_excerpts += batch_size
+                    # The step before this one: reading its losses does not keep the device from working on.
                     self._settle()
-                    self._log_training()
-                self._stop_if_asked()
-                if now - saved >= 60 * self._settings.checkpoint_minutes:
+                    self._pending = result, state.excerpts - batch_size
+                    self._expect_long_step(time.monotonic() - start)
+                bar.advance(batch_size, self._note())
+                now = time.monotonic()
+                over, log, save, stop = self._agree(
+                    self._epoch_over(),
+                    now - self._meter.since >= _LOG_SECONDS,
+                    now - saved >= 60 * self._settings.checkpoint_minutes,
+                    self._interrupt.requested,
+                )
+                if over or log:
+                    self._settle()
+                    if self._run.workers.chief:
+                        self._log_training()
+                if stop:
+                    self._stop()
+                if save:
                     self._save()
                     saved = now
+
+    def _expect_long_step(self, seconds: float) -> None:
+        """Keep what is to be saved if SIGTERM comes in the midst of the next step, where the last one took long."""
+        self._before_step = None
+        if seconds > _LONG_STEP_SECONDS and self._run.strategy.num_replicas_in_sync == 1:
+            self._settle()
+            self._before_step = self._run.copy()
 
     def _epoch_over(self) -> bool:
         """Whether all of the epoch's excerpts are used, or, after a first step, time is up."""
@@ -107,13 +153,15 @@ class Loop:
 
     def _settle(self) -> None:
         """Take in the losses of the latest step."""
-        if self._pending is None:
-            return
-        losses, self._pending = self._pending.numpy(), None
-        self._expect_finite(losses, "training")
-        state, batch_size = self._run.state, self._settings.batch_size
-        state.loss_sums = [sum_ + batch_size * float(loss) for sum_, loss in zip(state.loss_sums, losses, strict=True)]
-        self._meter.count(losses)
+        with self._run.lock:
+            if self._pending is None:
+                return
+            (result, first_excerpt), self._pending = self._pending, None
+            losses = getattr(result, "losses", result).numpy()
+            self._expect_finite(losses, "training", first_excerpt)
+            state, share = self._run.state, self._settings.batch_size * losses
+            state.loss_sums = [float(sum_ + loss) for sum_, loss in zip(state.loss_sums, share, strict=True)]
+            self._meter.count(losses)
 
     def _validate(self, batches: Any, step: Any) -> np.ndarray:
         """Return the loss per target over all frames of the valid samples."""
@@ -126,8 +174,33 @@ class Loop:
                 errors += batch_errors.numpy()
                 frames += float(batch_frames)
                 bar.advance(float(batch_frames) * model.hop_length / model.sample_rate)
-                self._stop_if_asked()
+                if self._agree(self._interrupt.requested)[0]:
+                    self._stop()
         return errors / frames
+
+    def _go_back(self, error: NonFiniteError) -> None:
+        """Go on from the last good checkpoint with a lower rate, behind the excerpts used since; or fail."""
+        run, state = self._run, self._run.state
+        self._pending = self._before_step = None
+        excerpts, setbacks = state.excerpts, state.setbacks + 1
+        rate = float(run.optimizer.learning_rate.numpy())
+        failure = run.failure(str(error))
+        run.go_back()
+        if not run.workers.chief:
+            pass  # one is enough to look for the cause
+        elif error.excerpts is None:
+            blame_validation(run.profile, run.samples["valid"], run.spectral_filter)
+        else:
+            batch_size = self._settings.batch_size
+            blame_excerpts(run.profile, run.samples["train"], run.spectral_filter, error.excerpts, batch_size)
+        if self._settings.on_non_finite == "stop" or setbacks > _MOST_SETBACKS:
+            raise failure
+        state.excerpts, state.setbacks = max(excerpts, state.excerpts), setbacks
+        rate = min(rate, float(run.optimizer.learning_rate.numpy())) * self._settings.plateau_factor
+        run.optimizer.learning_rate = rate
+        _log.warning(
+            "%s; going on from %s with other excerpts and a learning rate of %.3g", error, run.checkpoints.current, rate
+        )
 
     def _finish_epoch(self, valid_losses: np.ndarray) -> None:
         """Judge the epoch, keep the best weights, and prepare the next one."""
@@ -135,27 +208,30 @@ class Loop:
         train_losses = np.array(state.loss_sums) / state.epoch_excerpts
         valid_loss = float(np.mean(valid_losses))
         self._expect_finite(valid_losses, "validation")
-        if state.stopping.step(valid_loss):
-            run.save_best()
-        learning_rate = float(run.optimizer.learning_rate.numpy())
-        entry = {
-            "epoch": float(state.epoch + 1),
-            "step": float(state.step),
-            "train_loss": float(np.mean(train_losses)),
-            "valid_loss": valid_loss,
-            "learning_rate": learning_rate,
-            "seconds": round(run.seconds, 3),
-        }
-        entry |= {f"valid_loss/{target}": float(loss) for target, loss in zip(targets, valid_losses, strict=True)}
-        run.optimizer.learning_rate = state.plateau.step(valid_loss, learning_rate)
-        state.history.append(entry)
-        state.epoch += 1
-        state.epoch_excerpts = 0
-        state.loss_sums = [0.0] * len(targets)
-        run.save()
-        run.write_profile()
-        self._summaries.validation(state.step, valid_losses)
-        self._summaries.excerpts(state.step, state.epoch, lambda: self._interrupt.requested)
+        with run.lock:
+            if state.stopping.step(valid_loss):
+                run.save_best()
+            learning_rate = float(run.optimizer.learning_rate.numpy())
+            entry = {
+                "epoch": float(state.epoch + 1),
+                "step": float(state.step),
+                "train_loss": float(np.mean(train_losses)),
+                "valid_loss": valid_loss,
+                "learning_rate": learning_rate,
+                "seconds": round(run.seconds, 3),
+            }
+            entry |= {f"valid_loss/{target}": float(loss) for target, loss in zip(targets, valid_losses, strict=True)}
+            run.optimizer.learning_rate = state.plateau.step(valid_loss, learning_rate)
+            state.history.append(entry)
+            state.epoch += 1
+            state.setbacks = 0
+            state.epoch_excerpts = 0
+            state.loss_sums = [0.0] * len(targets)
+            run.save()
+            run.write_profile()
+        if run.workers.chief:
+            self._summaries.validation(state.step, valid_losses)
+            self._summaries.excerpts(state.step, state.epoch, lambda: self._interrupt.requested)
         _log.info(
             "epoch %d: training loss %.6g, validation loss %.6g (best %.6g), learning rate %.3g, %.0f s",
             *(state.epoch, entry["train_loss"], valid_loss, state.stopping.best, learning_rate, entry["seconds"]),
@@ -185,19 +261,26 @@ class Loop:
         return loss + (f", best validated {best:.4g}" if best < np.inf else "")
 
     def _save(self) -> None:
-        self._settle()
-        self._run.save()
+        with self._run.lock:
+            self._settle()
+            self._run.save()
 
-    def _stop_if_asked(self) -> None:
-        if self._interrupt.requested:
-            self._save()
-            raise KeyboardInterrupt
+    def _stop(self) -> None:
+        """Save, and end as the signal says that this worker or another was sent."""
+        self._interrupt.acknowledge()
+        self._save()
+        (number,) = self._run.workers.maximum(self._interrupt.number)  # the chief has saved when it gets here
+        self._interrupt.stop(int(number))
 
-    def _expect_finite(self, losses: Sequence[float] | np.ndarray, kind: str) -> None:
+    def _agree(self, *due: bool) -> list[bool]:
+        """Return what is due on any worker: their clocks and signals differ, and they must decide alike."""
+        return [bool(value) for value in self._run.workers.maximum(*due)]
+
+    def _expect_finite(self, losses: Sequence[float] | np.ndarray, kind: str, excerpts: int | None = None) -> None:
         targets = self._run.profile.model.targets
         bad = [target for target, loss in zip(targets, losses, strict=True) if not np.isfinite(loss)]
         if bad:
-            self._run.fail(f"the {kind} loss of {', '.join(bad)} is no longer a number")
+            raise NonFiniteError(f"the {kind} loss of {', '.join(bad)} is no longer a number", excerpts)
 
 
 class _Meter:

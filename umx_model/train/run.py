@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import json
 import logging
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
 
 import keras
 import tensorflow as tf
@@ -15,11 +15,27 @@ from umx_model.data.track_folder import Sample
 from umx_model.model.folder import write_model_folder
 from umx_model.model.spectral_filter import get_joint_spectral_filter, set_input_statistics
 from umx_model.profile import Profile
+from umx_model.train.adam import Adam
 from umx_model.train.backup import Backup
-from umx_model.train.checkpoints import Checkpoints, LoopState
+from umx_model.train.checkpoints import Checkpoints, Copy, LoopState
+from umx_model.train.provenance import continued, provenance
 from umx_model.train.statistics import input_statistics
+from umx_model.train.strategy import Workers
 
 _log = logging.getLogger(__name__)
+
+
+class NonFiniteError(Exception):
+    """A loss or a weight is NaN or infinite.
+
+    Args:
+        what: what is no longer finite.
+        excerpts: number of the first excerpt of the step that did it; None where it was not a step.
+    """
+
+    def __init__(self, what: str, excerpts: int | None = None) -> None:
+        super().__init__(what)
+        self.excerpts = excerpts
 
 
 class TrainingFailedError(RuntimeError):
@@ -34,6 +50,7 @@ class Run:
         samples: to train on and to validate on, under `train` and `valid`.
         output: the model folder to write.
         strategy: which devices take part.
+        workers: the processes that do.
         data_fingerprint: of the database.
         quiet: show no progress bar.
 
@@ -43,6 +60,7 @@ class Run:
         spectral_filter: the joint model, made in the strategy's scope.
         optimizer: made and built there.
         checkpoints: those in `output`, from `start` on.
+        lock: held while weights and state change, or are written.
         backup: asked for a copy after each checkpoint, if any.
     """
 
@@ -52,26 +70,32 @@ class Run:
         samples: Mapping[str, Sequence[Sample]],
         output: str,
         strategy: tf.distribute.Strategy,
+        workers: Workers,
         data_fingerprint: str | None,
         quiet: bool,
     ) -> None:
         self._began = time.monotonic()
         self.profile = profile.model_copy(
-            update={"made_with": _package_versions(), "data_fingerprint": data_fingerprint, "history": ()}
+            update={"data_fingerprint": data_fingerprint, "history": (), "weights_sha256": None}
         )
         self.settings = profile.train
         self.samples = samples
         self.output = output
         self.strategy = strategy
+        self.workers = workers
         self.quiet = quiet
         self.state = LoopState.start(profile)
+        self.state.made_with = provenance(strategy)
+        self.lock = threading.RLock()
+        self._saved: tuple[int, int, int] | None = None  # the progress that the last checkpoint holds
+        self._resumed: int | None = None  # the step at which this process took over, until it is recorded
         self.backup: Backup | None = None
 
         keras.utils.set_random_seed(self.settings.seed)
         with strategy.scope():
             self.spectral_filter = get_joint_spectral_filter(profile.model)
             # The recipe's Adam is PyTorch's, whose epsilon is ten times smaller than Keras'.
-            self.optimizer = keras.optimizers.Adam(self.settings.learning_rate, epsilon=1e-8)
+            self.optimizer = Adam(self.settings.learning_rate, epsilon=1e-8)
             self.optimizer.build(self.spectral_filter.trainable_variables)
 
     @property
@@ -90,14 +114,37 @@ class Run:
         self.checkpoints = Checkpoints(
             self.output, self.spectral_filter, self.optimizer, self.profile, self.profile.data_fingerprint
         )
-        if resume and self.checkpoints.latest:
-            with self.strategy.scope():
-                changed = self.checkpoints.restore(self.state)
-            self._adapt(changed)
-            _log.info("resumed %s: epoch %d, step %d", self.checkpoints.latest, self.state.epoch + 1, self.state.step)
-            self._began -= self.state.seconds
-            self.write_profile()
-            return
+        if self.workers.chief:
+            if resume and self.checkpoints.latest:
+                self._resume()
+            else:
+                self._prepare()
+        self._follow_chief()
+
+    def _resume(self) -> None:
+        """Take over the newest checkpoint."""
+        changed = self._restore()
+        self._began -= self.state.seconds
+        self._adapt(changed)
+        self.state.made_with = continued(self.state.made_with, provenance(self.strategy), self.state.step)
+        self._resumed = self.state.step
+        _log.info("resumed %s: epoch %d, step %d", self.checkpoints.current, self.state.epoch + 1, self.state.step)
+        self.write_profile()
+
+    def go_back(self) -> None:
+        """Take over the newest checkpoint in the midst of training."""
+        with self.lock:
+            if self.workers.chief:
+                self._restore()
+            self._follow_chief()
+
+    def _restore(self) -> set[str]:
+        changed = self.checkpoints.restore(self.state)
+        self._saved = self._progress()
+        return changed
+
+    def _prepare(self) -> None:
+        """Measure the music, and write the first checkpoint."""
         try:
             mean, std = input_statistics(self.profile, self.samples["train"], self.samples["valid"], self.quiet)
         except BaseException:
@@ -108,13 +155,21 @@ class Run:
         self.write_profile()
         self.save()
 
+    def _follow_chief(self) -> None:
+        """Give every worker the chief's model, optimizer and state."""
+        self.workers.share_variables([*self.spectral_filter.variables, *self.optimizer.variables])
+        self.state.resume(json.loads(self.workers.share_text(json.dumps(self.state.document()))))
+        if not self.workers.chief:
+            self._began = time.monotonic() - self.state.seconds
+            self._saved = self._progress()
+
     def _adapt(self, changed: set[str]) -> None:
         """Take account of what is not as it was when the checkpoint was written."""
         state = self.state
         if "data_fingerprint" in changed:
             _log.warning(
                 "the database has changed since %s was written; validation losses from before no longer count",
-                self.checkpoints.latest,
+                self.checkpoints.current,
             )
             state.plateau.reset()
             state.stopping.reset()
@@ -124,52 +179,67 @@ class Run:
             state.plateau.restart_count()
 
     def save(self) -> None:
-        """Write a checkpoint."""
-        self.expect_finite_weights()
-        self.state.seconds = self.seconds
-        self.checkpoints.save(self.state)
+        """Write a checkpoint, unless nothing has happened since the last one was written or read.
+
+        Raises:
+            NonFiniteError: a weight is not finite, and must not replace a good checkpoint.
+        """
+        with self.lock:
+            if self._progress() == self._saved:
+                return
+            self._expect_finite_weights()
+            if self._resumed is not None:
+                self.state.resumed.append(self._resumed)
+                self._resumed = None
+            self.state.seconds = self.seconds
+            if self.workers.chief:
+                self.checkpoints.save(self.state)
+            self._saved = self._progress()
         self._request_backup()
+
+    def copy(self) -> Copy:
+        """Take note of all that a checkpoint written now would hold."""
+        self.state.seconds = self.seconds
+        return self.checkpoints.copy(self.state)
 
     def save_best(self) -> None:
         """Write the model as the best so far."""
-        self.expect_finite_weights()
-        self.checkpoints.save_best(self.state)
+        self._expect_finite_weights()
+        if self.workers.chief:
+            self.checkpoints.save_best(self.state)
 
     def write_profile(self) -> None:
         """Keep `profile.json` up to date, which checkpoints need to be loaded."""
-        self.profile = self.profile.model_copy(update={"history": tuple(self.state.history)})
-        self.profile.write(self.output)
+        made_with = dict(self.state.made_with)
+        if self.state.resumed:
+            made_with["resumed"] = f"at step {', '.join(map(str, self.state.resumed))}"
+        self.profile = self.profile.model_copy(update={"made_with": made_with, "history": tuple(self.state.history)})
+        if self.workers.chief:
+            self.profile.write(self.output)
 
     def finish(self) -> Profile:
         """Write the model folder with the best weights."""
-        with self.strategy.scope():
-            self.checkpoints.restore_best()
-        profile = write_model_folder(self.output, self.spectral_filter, self.profile)
-        self._request_backup()
-        return profile
+        profile = self.profile
+        if self.workers.chief:
+            self.checkpoints.restore_best(self.state)
+            profile = write_model_folder(self.output, self.spectral_filter, self.profile)
+            self._request_backup()
+        return Profile.parse(self.workers.share_text(profile.model_dump_json()))
 
     def _request_backup(self) -> None:
         if self.backup is not None:
             self.backup.request()
 
-    def expect_finite_weights(self) -> None:
-        """Raise TrainingFailedError where a weight is not finite: it must not replace a good checkpoint."""
+    def _progress(self) -> tuple[int, int, int]:
+        return self.state.epoch, self.state.step, self.state.epoch_excerpts
+
+    def _expect_finite_weights(self) -> None:
         if not all(bool(tf.reduce_all(tf.math.is_finite(weight))) for weight in self.spectral_filter.weights):
-            self.fail("the model's weights are no longer numbers")
+            raise NonFiniteError("the model's weights are no longer numbers")
 
-    def fail(self, what: str) -> NoReturn:
-        """Raise TrainingFailedError that says where to go on from."""
-        raise TrainingFailedError(
-            f"{what} (epoch {self.state.epoch + 1}, step {self.state.step}); "
-            f"the last good checkpoint is {self.checkpoints.latest}. A lower train.learning_rate may help"
+    def failure(self, what: str) -> TrainingFailedError:
+        """Return an error that says what is not finite, where, and where to go on from."""
+        return TrainingFailedError(
+            f"{what} (epoch {self.state.epoch + 1}, step {self.state.step}); the last good checkpoint is "
+            f"{self.checkpoints.current}. A lower train.learning_rate may help, or train.on_non_finite=lower_rate"
         )
-
-
-def _package_versions() -> dict[str, str]:
-    versions = {}
-    for name in ("umx-pro", "tensorflow", "keras", "numpy"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # run from a checkout
-    return versions

@@ -12,17 +12,16 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 
-import tensorflow as tf
-
 from umx_model.data.track_folder import Sample, database_fingerprint, read_database
 from umx_model.errors import InputError
 from umx_model.profile import Profile
 from umx_model.train.backup import Backup
 from umx_model.train.checkpoints import prepare_output
 from umx_model.train.checks import check_trainable
-from umx_model.train.interrupt import DeferredInterrupt
+from umx_model.train.interrupt import Interrupt
 from umx_model.train.loop import Loop
 from umx_model.train.run import Run
+from umx_model.train.strategy import Workers, choose_strategy
 
 
 def train(
@@ -38,8 +37,10 @@ def train(
     """Train a model.
 
     The recipe is Open-Unmix's (`scripts/train.py`, v1.3.0) as far as the profile does not say
-    otherwise. Work is shared out over all GPUs of the machine, or runs under the `tf.distribute`
-    strategy whose scope is entered. Python's, NumPy's and TensorFlow's global random seeds are set.
+    otherwise. Work is shared out over all GPUs of the machine, over the workers that TF_CONFIG lists, or
+    runs under the `tf.distribute` strategy whose scope is entered. Every worker calls this function, with
+    the same arguments; the chief alone writes, and `output` need not be seen by the others. Python's,
+    NumPy's and TensorFlow's global random seeds are set.
 
     Args:
         profile: of the model and its training.
@@ -63,9 +64,11 @@ def train(
     Raises:
         InputError: data, profile, output folder or checkpoint cannot be used.
         TrainingFailedError: the loss is no longer a number.
+        WorkerLostError: another worker has died.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
+        Terminated: after SIGTERM, likewise; a SystemExit with code 143.
     """
-    strategy = _choose_strategy()  # must come before any other TensorFlow operation
+    strategy = choose_strategy()  # must come before any other TensorFlow operation
     if isinstance(data, Mapping):
         samples = data
     else:
@@ -73,23 +76,22 @@ def train(
         data_fingerprint = data_fingerprint or database_fingerprint(os.fspath(data))
     check_trainable(profile, samples, strategy.num_replicas_in_sync)
     folder = os.fspath(output)
-    run = Run(profile, samples, folder, strategy, data_fingerprint, quiet)
-    if backup is not None:
-        run.backup = Backup(folder, os.fspath(backup), run.profile, resume)
-        run.backup.prepare(quiet)
-    prepare_output(folder, resume)  # not before the model is built, which may refuse the profile
-    with run.backup or contextlib.nullcontext():
-        run.start(resume)
-        with DeferredInterrupt() as interrupt:
-            try:
-                Loop(run, interrupt).train()
-            except InputError as error:
-                raise InputError(f"{error}; resuming (--resume) then continues from the last checkpoint") from None
-        return run.finish()
-
-
-def _choose_strategy() -> tf.distribute.Strategy:
-    """Take the strategy in whose scope we are, all GPUs where there are several, else one device."""
-    if not tf.distribute.has_strategy() and len(tf.config.list_logical_devices("GPU")) > 1:
-        return tf.distribute.MirroredStrategy()
-    return tf.distribute.get_strategy()
+    workers = Workers(strategy)
+    with workers.noticing_loss():
+        lengths = {split: [(sample.id, sample.length) for sample in samples[split]] for split in ("train", "valid")}
+        workers.expect_same("profile and database", f"{profile.model_dump_json()} {lengths}")
+        run = Run(profile, samples, folder, strategy, workers, data_fingerprint, quiet)
+        if backup is not None and workers.chief:
+            run.backup = Backup(folder, os.fspath(backup), run.profile, resume)
+            run.backup.prepare(quiet)
+        if workers.chief:
+            prepare_output(folder, resume)  # not before the model is built, which may refuse the profile
+        with Interrupt() as interrupt, run.backup or contextlib.nullcontext():
+            run.start(resume)
+            loop = Loop(run, interrupt)
+            with interrupt.deferred(loop.rescue):
+                try:
+                    loop.train()
+                except InputError as error:
+                    raise InputError(f"{error}; resuming (--resume) then continues from the last checkpoint") from None
+            return run.finish()
