@@ -14,7 +14,7 @@ import typer
 
 from umx_model.errors import InputError
 
-DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 Model = Annotated[
     str,
@@ -54,7 +54,7 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) 
         arguments: those of this process if None.
 
     Returns:
-        The exit code: 0 done, 2 the user's mistake, 1 any other failure, 130 interrupted.
+        The exit code: 0 done, 2 the user's mistake, 1 any other failure, 130 interrupted, 143 after SIGTERM.
     """
     try:
         # The value is an exit code only where the command raised `typer.Exit`, as typer does on Ctrl-C.
@@ -64,6 +64,10 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) 
         return code or DONE
     except click.Abort as stop:
         return _end(str(stop) or "interrupted", INTERRUPTED)
+    except SystemExit as stop:
+        if stop.code != TERMINATED:
+            raise
+        return _end("terminated; the same command with --resume continues", TERMINATED)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else program
         message = (

@@ -72,8 +72,8 @@ def write(checkpoint: tf.train.Checkpoint, folder: str, name: str, keep: int) ->
         The path prefix.
     """
     partial = os.path.join(folder, PARTIAL)
+    tf.io.gfile.makedirs(partial)
     try:
-        tf.io.gfile.makedirs(partial)
         checkpoint.write(os.path.join(partial, name))
         _remove(os.path.join(folder, name))
         # The index comes last in the alphabet: with it, the checkpoint can be seen.

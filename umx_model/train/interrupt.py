@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -138,6 +137,6 @@ class Interrupt:
                 rescue()
         except BaseException:
             _log.exception("SIGTERM: the latest steps could not be saved")
-        print("terminated", file=sys.stderr, flush=True)
+        _log.warning("SIGTERM: the process ends in the midst of a step or a read; all finished steps are saved")
         logging.shutdown()
         os._exit(TERMINATED)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from umx_model.data.track_folder import Sample
@@ -108,6 +109,12 @@ class Run:
         """Whether `max_minutes` have passed."""
         limit = self.settings.max_minutes
         return limit is not None and self.seconds >= 60 * limit
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """What a checkpoint takes on disk."""
+        variables = [*self.spectral_filter.variables, *self.optimizer.variables]
+        return sum(int(np.prod(variable.shape)) * tf.as_dtype(variable.dtype).size for variable in variables)
 
     def start(self, resume: bool) -> None:
         """Restore the newest checkpoint, or prepare a new model and write the first one."""

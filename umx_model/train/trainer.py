@@ -18,6 +18,7 @@ from umx_model.profile import Profile
 from umx_model.train.backup import Backup
 from umx_model.train.checkpoints import prepare_output
 from umx_model.train.checks import check_trainable
+from umx_model.train.disk import explaining_full_disk
 from umx_model.train.interrupt import Interrupt
 from umx_model.train.loop import Loop
 from umx_model.train.run import Run
@@ -86,7 +87,8 @@ def train(
             run.backup.prepare(quiet)
         if workers.chief:
             prepare_output(folder, resume)  # not before the model is built, which may refuse the profile
-        with Interrupt() as interrupt, run.backup or contextlib.nullcontext():
+        backing_up = run.backup or contextlib.nullcontext()
+        with Interrupt() as interrupt, backing_up, explaining_full_disk(folder, run.checkpoint_bytes):
             run.start(resume)
             loop = Loop(run, interrupt)
             with interrupt.deferred(loop.rescue):
