@@ -135,8 +135,8 @@ class Interrupt:
         try:
             if rescue := self._rescue:
                 rescue()
+            _log.warning("SIGTERM: the process ends while it is busy; what was done before is saved")
         except BaseException:
             _log.exception("SIGTERM: the latest steps could not be saved")
-        _log.warning("SIGTERM: the process ends in the midst of a step or a read; all finished steps are saved")
         logging.shutdown()
         os._exit(TERMINATED)
