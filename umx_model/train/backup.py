@@ -369,4 +369,4 @@ def _within(seconds: float, function: Callable[[], None]) -> bool:
 
 def _reason(error: Exception) -> str:
     text = error.message if isinstance(error, tf.errors.OpError) else str(error)
-    return (str(text).strip().splitlines() or [type(error).__name__])[0]
+    return (str(text).split(" with body ")[0].strip().splitlines() or [type(error).__name__])[0]

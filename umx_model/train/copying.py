@@ -72,7 +72,8 @@ def remove_file(path: str) -> None:
 
 def probe(folder: str) -> None:
     """Raise what keeps a folder from being written to."""
-    tf.io.gfile.makedirs(folder)
+    if not is_remote(folder):  # buckets have no folders, and TensorFlow looks for ever for those of a missing one
+        tf.io.gfile.makedirs(folder)
     path = os.path.join(folder, ".writable")
     with tf.io.gfile.GFile(path, "w") as file:
         file.write("")
