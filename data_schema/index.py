@@ -3,7 +3,7 @@
     id, split, rate, channels, length                  one value each
     targets                                            names, in the profile's order
     uri, format, loudness, peak, silence,
-    bandwidth, non_finite                              one value per target, aligned with `targets`
+    bandwidth, cutoff, clipping, dc_offset, non_finite one value per target, aligned with `targets`
 
 The audio stays where it is; the index says where.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from umx_model.data.audio import AudioInfo
-from umx_model.data.check import TargetStatistics
+from umx_model.data.measure import TargetStatistics
 from umx_model.data.track_folder import Sample
 
 SCHEMA_FILE = str(Path(__file__).with_name("schema.pbtxt"))
@@ -44,6 +44,9 @@ def to_example(sample: Sample, statistics: Mapping[str, TargetStatistics], targe
         "peak": _numbers([one.peak for one in measured]),
         "silence": _numbers([one.silence_fraction for one in measured]),
         "bandwidth": _numbers([one.bandwidth_hz for one in measured]),
+        "cutoff": _numbers([one.cutoff_hz for one in measured]),
+        "clipping": _numbers([one.clipping for one in measured]),
+        "dc_offset": _numbers([one.dc_offset for one in measured]),
         "non_finite": _integers([one.non_finite for one in measured]),
     }
     return tf.train.Example(features=tf.train.Features(feature=features))

@@ -71,6 +71,10 @@ def assert_describes_files(feature: dict, folder: Path) -> None:
         silent = np.mean([np.sqrt(np.mean(tenth**2)) < 1e-3 for tenth in tenths])
         assert feature["silence"].float_list.value[index] == pytest.approx(silent, abs=1e-6)
         assert (feature["bandwidth"].float_list.value[index] > 100) == bool(power)
+        assert feature["cutoff"].float_list.value[index] == 0
+        assert feature["clipping"].float_list.value[index] == 0
+        offset = np.abs(audio.mean(axis=0)).max()
+        assert feature["dc_offset"].float_list.value[index] == pytest.approx(offset, abs=1e-6)
 
 
 def test_all_problems_are_told_at_once(make_database: Callable, tmp_path: Path) -> None:

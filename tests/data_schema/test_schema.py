@@ -10,7 +10,7 @@ from tfx_bsl.coders.example_coder import ExamplesToRecordBatchDecoder
 
 from data_schema.index import SCHEMA_FILE, from_example, read_index, to_example
 from umx_model.data.audio import AudioInfo
-from umx_model.data.check import TargetStatistics
+from umx_model.data.measure import TargetStatistics
 from umx_model.data.track_folder import Sample
 
 TARGETS = ("vocals", "bass", "Ünüsual-target")
@@ -18,7 +18,17 @@ TARGETS = ("vocals", "bass", "Ünüsual-target")
 
 def example() -> tf.train.Example:
     files = {target: AudioInfo(f"/data/{target}.wav", "WAV/PCM_16", 44100, 2, 1000) for target in TARGETS}
-    statistics = TargetStatistics(peak=0.5, loudness_db=-20.0, silence_fraction=0.1, bandwidth_hz=8e3, non_finite=0)
+    statistics = TargetStatistics(
+        peak=0.5,
+        loudness_db=-20.0,
+        silence_fraction=0.1,
+        bandwidth_hz=8e3,
+        cutoff_hz=0.0,
+        clipping=0.0,
+        dc_offset=0.0,
+        non_finite=0,
+        content="00ff",
+    )
     sample = Sample("song", "train", 44100, 2, 1000, files)
     return to_example(sample, dict.fromkeys(TARGETS, statistics), TARGETS)
 
@@ -54,6 +64,9 @@ def test_good_examples_pass_whatever_the_targets() -> None:
         ("peak", "float_list", [0.5, 0.5, 32767.0]),
         ("silence", "float_list", [0.0, 0.0, 1.5]),
         ("bandwidth", "float_list", [-1.0, 0.0, 0.0]),
+        ("cutoff", "float_list", [-1.0, 0.0, 0.0]),
+        ("clipping", "float_list", [0.0, 1.5, 0.0]),
+        ("dc_offset", "float_list", [float("nan")] * 3),
         ("non_finite", "int64_list", [0, 0, 1]),
     ],
 )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import typer
 
-from umx_model.cli import convert, evaluate, export, join, models, separate, train
+from umx_model.cli import check_data, convert, evaluate, export, join, models, separate, train
 from umx_model.cli.common import run
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command(epilog=separate.EXAMPLES)(separate.separate)
 app.command()(models.models)
+app.command(epilog=check_data.EXAMPLES)(check_data.check_data)
 app.command(epilog=train.EXAMPLES)(train.train)
 app.command(epilog=join.EXAMPLES)(join.join)
 app.command()(evaluate.evaluate)

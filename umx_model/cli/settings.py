@@ -19,10 +19,13 @@ def print_settings() -> None:
     from umx_model.profile import ModelProfile, TrainProfile
 
     console = Console(highlight=False, markup=False)
-    parts = {"model": (ModelProfile, "What the network is"), "train": (TrainProfile, "How it learns")}
-    for part, (kind, title) in parts.items():
+    parts = {
+        "model": ("What the network is", ModelProfile.model_fields),
+        "train": ("How it learns", TrainProfile.model_fields),
+    }
+    for part, (title, fields) in parts.items():
         console.print(f"{title}\n", style="bold")
-        console.print(_table(part, kind.model_fields))
+        console.print(_table(part, fields))
         console.print()
     console.print("A profile is these in a JSON file, of which only what differs from the defaults is needed:\n")
     console.print('{"model": {"hidden_size": 256}, "train": {"epochs": 20, "gain_range": null}}')

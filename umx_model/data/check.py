@@ -4,45 +4,19 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 
 from umx_model.data.audio import AudioInfo, stream
+from umx_model.data.measure import Measurement, TargetStatistics
 from umx_model.data.track_folder import Path, Sample, inspect_sample, list_sample_folders
 from umx_model.errors import InputError
 from umx_model.profile import ModelProfile
 
 __all__ = ["SampleCheck", "TargetStatistics", "check_fits", "check_sample", "list_sample_folders"]
-
-QUIETEST_DB = -120.0  # stands for digital silence
-_SILENCE = 1e-3  # RMS, -60 dB
-_SILENCE_SECONDS = 0.1
-_SPECTRUM_SAMPLES = 4096
-_SPECTRUM_EVERY = 4  # spectra are taken of one in so many pieces, which is plenty and cheap
-_BANDWIDTH_RANGE = 1e-8  # power, -80 dB
-_KAISER_BETA = 14  # side lobes below -100 dB
-
-
-@dataclass(frozen=True)
-class TargetStatistics:
-    """What was measured over a whole file.
-
-    Attributes:
-        peak: greatest magnitude; full scale is 1.
-        loudness_db: RMS over all samples and channels in dB below full scale, at least -120.
-        silence_fraction: part of the file's tenths of a second whose RMS is below -60 dB.
-        bandwidth_hz: highest frequency whose mean power is within 80 dB of the strongest one; lossy
-            codecs show here. 0 for silence.
-        non_finite: number of NaN or infinite values; the other figures take them as 0.
-    """
-
-    peak: float
-    loudness_db: float
-    silence_fraction: float
-    bandwidth_hz: float
-    non_finite: int
 
 
 @dataclass(frozen=True)
@@ -53,21 +27,27 @@ class SampleCheck:
         sample: None where there are problems.
         problems: one line each.
         statistics: by target, of the files that could be read.
+        mixture_peak: greatest magnitude of the targets' sum; None where a file could not be read.
     """
 
     sample: Sample | None
     problems: list[str] = field(default_factory=list)
     statistics: dict[str, TargetStatistics] = field(default_factory=dict)
+    mixture_peak: float | None = None
 
 
-def check_sample(root: Path, split: str, name: str, targets: Sequence[str]) -> SampleCheck:
-    """Read all audio of one sample, block by block.
+def check_sample(
+    root: Path, split: str, name: str, targets: Sequence[str], progress: Callable[[float], None] | None = None
+) -> SampleCheck:
+    """Read all audio of one sample, all targets side by side, block by block.
 
     Args:
         root: the database.
         split: of the sample.
         name: of its folder.
         targets: names of all targets.
+        progress: called with the part of the sample that was read since the last call. What it raises ends
+            the check.
 
     Returns:
         The sample with statistics of each file, or the problems: those of `inspect_sample`, and
@@ -76,17 +56,24 @@ def check_sample(root: Path, split: str, name: str, targets: Sequence[str]) -> S
     sample, problems = inspect_sample(root, split, name, targets)
     if sample is None:
         return SampleCheck(None, problems)
+    readers = {target: _Reader(info) for target, info in sample.files.items()}
+    mixture_peak = 0.0
+    for blocks in zip_longest(*readers.values()):
+        there = [block for block in blocks if block is not None]
+        if len(there) == len(readers):
+            mixture_peak = max(mixture_peak, float(np.abs(np.sum(there, axis=0)).max()))
+        if progress is not None:
+            progress(max(len(block) for block in there) / sample.length)
     statistics = {}
-    for target, info in sample.files.items():
-        try:
-            statistics[target] = measure(info)
-        except InputError as problem:
-            problems.append(str(problem))
+    for target, reader in readers.items():
+        if reader.problem:
+            problems.append(reader.problem)
             continue
-        if statistics[target].non_finite:
-            count = statistics[target].non_finite
-            problems.append(f"{info.path}: {count} values are NaN or infinite; replace the file")
-    return SampleCheck(None if problems else sample, problems, statistics)
+        statistics[target] = reader.measurement.result()
+        if count := statistics[target].non_finite:
+            problems.append(f"{reader.info.path}: {count} values are NaN or infinite; replace the file")
+    whole = len(statistics) == len(readers)
+    return SampleCheck(None if problems else sample, problems, statistics, mixture_peak if whole else None)
 
 
 def measure(info: AudioInfo) -> TargetStatistics:
@@ -95,34 +82,35 @@ def measure(info: AudioInfo) -> TargetStatistics:
     Raises:
         InputError: the file is truncated or corrupt.
     """
-    peak, energy, non_finite, quiet, tenths = 0.0, 0.0, 0, 0, 0
-    tenth = max(1, round(_SILENCE_SECONDS * info.sample_rate))
-    spectrum = np.zeros(_SPECTRUM_SAMPLES // 2 + 1)
-    for block in stream(info.path, block_samples=tenth * 10):
-        finite = np.isfinite(block)
-        if not finite.all():
-            non_finite += int(block.size - finite.sum())
-            block = np.where(finite, block, 0)
-        peak = max(peak, float(np.abs(block).max()))
-        power = np.mean(np.square(block, dtype=np.float64), axis=1)
-        energy += float(power.sum())
-        edges = np.arange(0, len(power), tenth)
-        counts = np.minimum(tenth, len(power) - edges)
-        quiet += int(np.sum(np.add.reduceat(power, edges) / counts < _SILENCE**2))
-        tenths += len(edges)
-        for start in range(0, len(block), _SPECTRUM_SAMPLES * _SPECTRUM_EVERY):
-            piece = block[start : start + _SPECTRUM_SAMPLES]
-            window = np.kaiser(len(piece), _KAISER_BETA)[:, np.newaxis]
-            transform = np.fft.rfft(piece * window, _SPECTRUM_SAMPLES, axis=0)
-            spectrum += np.mean(np.abs(transform) ** 2, axis=1)
-    audible = np.flatnonzero(spectrum > spectrum.max() * _BANDWIDTH_RANGE)
-    return TargetStatistics(
-        peak=peak,
-        loudness_db=max(QUIETEST_DB, 10 * float(np.log10(energy / info.samples + 1e-30))),
-        silence_fraction=quiet / tenths,
-        bandwidth_hz=float(audible[-1] * info.sample_rate / _SPECTRUM_SAMPLES) if len(audible) else 0.0,
-        non_finite=non_finite,
-    )
+    reader = _Reader(info)
+    for _ in reader:
+        pass
+    if reader.problem:
+        raise InputError(reader.problem)
+    return reader.measurement.result()
+
+
+class _Reader:
+    """Reads and measures a file, up to where it cannot be read.
+
+    Attributes:
+        info: of the file.
+        measurement: of what was read.
+        problem: that ended the reading, if any.
+    """
+
+    def __init__(self, info: AudioInfo) -> None:
+        self.info = info
+        self.measurement = Measurement(info.sample_rate)
+        self.problem = ""
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield the blocks, with zeros in place of what is not finite."""
+        try:
+            for block in stream(self.info.path, self.measurement.block_samples):
+                yield self.measurement.add(block)
+        except InputError as problem:
+            self.problem = str(problem)
 
 
 def check_fits(samples: Sequence[Sample], profile: ModelProfile, excerpt_seconds: float | None = None) -> None:

@@ -107,14 +107,18 @@ def read_database(
     }
 
 
-def found_targets(root: Path) -> list[str]:
+def found_targets(root: Path, splits: Sequence[str] | None = None) -> list[str]:
     """Return the targets of a database, sorted: those that most samples have; no file is opened.
 
+    Args:
+        root: the database.
+        splits: to look into; None as in `read_database`.
+
     Raises:
-        InputError: root, train or valid is missing or empty, or no target is in most samples.
+        InputError: root or a split is missing or empty, or no target is in most samples.
     """
     name = os.fspath(root)
-    folders = list_sample_folders(name)
+    folders = list_sample_folders(name, splits)
     return list(_common_targets(name, concurrently(lambda folder: _audio_files(os.path.join(name, *folder)), folders)))
 
 
