@@ -184,6 +184,7 @@ class _Proxy(http.server.ThreadingHTTPServer):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # waits 40 ms between a header and its content
     server: _Proxy
 
     def log_message(self, *_: Any) -> None:

@@ -26,7 +26,7 @@ import soundfile as sf
 import tensorflow as tf
 
 from umx_model.data.containers import check_chunks, check_mp4, check_ogg
-from umx_model.data.remote import RemoteFile, is_remote
+from umx_model.data.remote import RemoteFileForC, is_remote
 from umx_model.errors import InputError
 
 Path = str | os.PathLike[str]
@@ -87,8 +87,8 @@ def probe(path: Path) -> AudioInfo:
     name = os.fspath(path)
     _check_file(name)
     try:
-        with _open(name) as (file, check):
-            check()
+        with _open(name) as (file, remote):
+            _check_remote(remote)
             if file.frames == 0:
                 raise InputError(f"{name}: holds no audio (0 samples)")
             if file.frames >= 2**62:
@@ -124,7 +124,7 @@ def stream(
     name = os.fspath(path)
     _check_file(name)
     try:
-        with _open(name) as (file, check):
+        with _open(name) as (file, remote):
             if samples is None:
                 _check_complete(name, file.format)
             total = int(file.frames)
@@ -136,9 +136,11 @@ def stream(
             try:
                 if start:
                     file.seek(start)
+                if remote is not None:
+                    remote.expect(remote.size() * (stop - start) // max(total, 1))
                 while position < stop:
                     block = file.read(min(block_samples, stop - position), dtype="float32", always_2d=True)
-                    check()
+                    _check_remote(remote)
                     if not len(block):
                         raise _too_short(name, position, total)
                     position += len(block)
@@ -282,19 +284,23 @@ def _check_complete(path: str, form: str) -> None:
 
 
 @contextmanager
-def _open(path: str) -> Iterator[tuple[sf.SoundFile, Any]]:
-    """Open with libsndfile; the second value is a function that raises what a remote read met."""
-    remote = RemoteFile(path) if is_remote(path) else None
-
-    def check() -> None:
-        if remote is not None and remote.error is not None:
-            raise InputError(f"{path}: cannot be read ({remote.error})") from None
-
+def _open(path: str) -> Iterator[tuple[sf.SoundFile, RemoteFileForC | None]]:
+    """Open with libsndfile; the second value is the file underneath, if that is remote."""
+    remote = RemoteFileForC(path) if is_remote(path) else None
     try:
         with sf.SoundFile(path if remote is None else remote) as file:
-            yield file, check
+            yield file, remote
+    except sf.LibsndfileError:
+        _check_remote(remote)
+        raise
     except TypeError:  # soundfile asks for rate and channels where the extension is .raw
         raise InputError(f"{path}: headerless audio cannot be read; convert it to wav or flac") from None
+
+
+def _check_remote(remote: RemoteFileForC | None) -> None:
+    """Raise what libsndfile kept silent about."""
+    if remote is not None and remote.error is not None:
+        raise InputError(f"{remote.path}: cannot be read ({remote.error.message})") from None
 
 
 def _too_short(path: str, found: int, expected: int) -> InputError:
@@ -314,7 +320,7 @@ def _frames(path: str) -> Iterator[tuple[av.AudioFrame, str]]:
     """Decode the first audio stream with FFmpeg to planar float32 frames, with the codec's name."""
     check_mp4(path)
     try:
-        with av.open(RemoteFile(path) if is_remote(path) else path, "r") as container:
+        with av.open(RemoteFileForC(path) if is_remote(path) else path, "r") as container:
             if not container.streams.audio:
                 raise InputError(f"{path}: has no audio stream")
             audio = container.streams.audio[0]

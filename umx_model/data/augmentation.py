@@ -1,4 +1,4 @@
-"""Random draws for training excerpts, and their application.
+"""Random draws for training excerpts; `umx_model/data/pieces.py` applies them while it reads.
 
 Open-Unmix's augmentation (`openunmix/data.py`, v1.3.0): each target of an excerpt may come from an
 independent sample and start, is scaled by a uniform gain, and has its left and right channels
@@ -8,8 +8,6 @@ depend on the seed and i alone, so neither parallel reading nor resuming changes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -99,12 +97,6 @@ def draw(
     return Draw(tf.broadcast_to(samples, [targets]), tf.broadcast_to(starts, [targets]), gains, swaps)
 
 
-def apply(waveforms: Sequence[tf.Tensor], drawn: Draw) -> list[tf.Tensor]:
-    """Scale and swap what was read, float32 `[samples, channels]` per target; only stereo is swapped."""
-    changed = []
-    for target, waveform in enumerate(waveforms):
-        if waveform.shape[1] == 2:
-            swapped = partial(tf.reverse, waveform, [1])
-            waveform = tf.cond(drawn.swaps[target], swapped, partial(tf.identity, waveform))
-        changed.append(waveform * drawn.gains[target])
-    return changed
+def unchanged(sample: tf.Tensor, start: tf.Tensor, targets: int) -> Draw:
+    """Return what takes all targets from one place, int64 scalars, and leaves them as they are."""
+    return Draw(tf.fill([targets], sample), tf.fill([targets], start), tf.ones([targets]), tf.zeros([targets], tf.bool))

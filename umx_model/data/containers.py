@@ -7,10 +7,9 @@ says of its own size gives them away.
 from __future__ import annotations
 
 import struct
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import tensorflow as tf
-
+from umx_model.data.remote import open_binary
 from umx_model.errors import InputError
 
 _LARGEST_OGG_PAGE = 65307
@@ -61,7 +60,7 @@ def check_chunks(path: str) -> None:
 
 def _find_samples(path: str) -> tuple[bytes, int, int]:
     """Return a file's first four bytes, and where its samples are and their size; 0 for what is not known."""
-    with tf.io.gfile.GFile(path, "rb") as file:
+    with open_binary(path) as file:
         magic = file.read(4)
         if magic in _CONTAINERS:
             position, size = _find_chunk(file, _CONTAINERS[magic])
@@ -76,7 +75,7 @@ def _find_samples(path: str) -> tuple[bytes, int, int]:
     return magic, position, size
 
 
-def _find_chunk(file: tf.io.gfile.GFile, chunks: _Chunks) -> tuple[int, int]:
+def _find_chunk(file: Any, chunks: _Chunks) -> tuple[int, int]:
     """Return where the content of the chunk with the samples starts, and its size; zeros if there is none."""
     position, long_size = chunks.first, 0
     while position + chunks.header.size <= file.size():
@@ -103,7 +102,7 @@ def _is_unknown(size: int) -> bool:
 
 def check_ogg(path: str) -> None:
     """Raise InputError for an Ogg file without its last page (RFC 3533, section 6)."""
-    with tf.io.gfile.GFile(path, "rb") as file:
+    with open_binary(path) as file:
         file.seek(max(0, file.size() - 2 * _LARGEST_OGG_PAGE))
         tail = file.read()
     page = tail.rfind(b"OggS")
@@ -117,7 +116,7 @@ def check_ogg(path: str) -> None:
 
 def check_mp4(path: str) -> None:
     """Raise InputError for an MP4 or QuickTime file whose last box is cut; other files pass (ISO 14496-12)."""
-    with tf.io.gfile.GFile(path, "rb") as file:
+    with open_binary(path) as file:
         file_size, position = file.size(), 0
         while position + 16 <= file_size:
             file.seek(position)

@@ -1,12 +1,31 @@
-"""Files on other file systems (`gs://`, `s3://`), for libraries that want a file object."""
+"""Files on other file systems (`gs://`, `s3://`, `https://`): ranges of bytes, and files for libraries.
+
+TensorFlow fetches no more than it is asked for, since `umx_model/__init__.py` turns its own reading
+ahead off, so how much is asked for at a time is decided here.
+"""
 
 from __future__ import annotations
 
 import io
 import os
-from typing import Any
+import time
+from typing import Any, BinaryIO
 
 import tensorflow as tf
+from tensorflow_io.python.ops import core_ops
+
+# Bytes asked for at a time: few after a jump, since decoders look around when they seek, then ever more.
+_LEAST, _MOST = 2**14, 2**18
+_MOST_AT_ONCE = 2**22
+
+# Seconds to wait after each failed attempt. TensorFlow's own gs:// tries for longer before it fails once.
+_PAUSES = (0.5, 2.0, 8.0)
+
+# Trying again does not help against these.
+_LASTING = (
+    *(tf.errors.NotFoundError, tf.errors.PermissionDeniedError, tf.errors.UnauthenticatedError),
+    *(tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.OutOfRangeError),
+)
 
 
 def is_remote(path: str) -> bool:
@@ -14,17 +33,55 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-class RemoteFile(io.RawIOBase):
-    """What libsndfile and FFmpeg need of a file, over `tf.io.gfile`.
+def open_binary(path: str) -> BinaryIO | tf.io.gfile.GFile | RemoteFile:
+    """Open any file for reading in pieces, with `read`, `seek`, `tell` and `size`; may raise `tf.errors.OpError`."""
+    return RemoteFile(path) if is_remote(path) else tf.io.gfile.GFile(path, "rb")
 
-    libsndfile calls these methods through C, which swallows exceptions, so the first one is kept
-    in `error` for the caller to raise.
+
+def read_range(path: str, start: int, length: int) -> bytes:
+    """Fetch just these bytes of a remote file, trying again where the network or the server fails.
+
+    Raises:
+        tf.errors.OpError: it cannot be read, or (`OutOfRangeError`) ends before.
+    """
+    for pause in (*_PAUSES, None):
+        try:
+            return core_ops.io_file_read(path, start, length, compression="").numpy()
+        except _LASTING:
+            raise
+        except tf.errors.OpError:
+            if pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+class RemoteFile(io.RawIOBase):
+    """A remote file as a file object that reads ahead moderately.
+
+    Attributes:
+        path: as given.
+
+    Raises:
+        tf.errors.OpError: it cannot be opened, or read.
     """
 
     def __init__(self, path: str) -> None:
-        self._file = tf.io.gfile.GFile(path, "rb")
-        self._size = self._file.size()
-        self.error: Exception | None = None
+        self.path = path
+        self._size = int(tf.io.gfile.stat(path).length)
+        self._position = 0
+        self._head = b""  # the first bytes, which decoders come back to
+        self._window, self._window_start = b"", 0
+        self._ahead = _LEAST
+        self._expected = 0
+
+    def expect(self, length: int) -> None:
+        """Say that about so many bytes are going to be read in a row, so that they are fetched at once."""
+        self._expected = min(length, _MOST_AT_ONCE)
+
+    def size(self) -> int:
+        """Return the length in bytes."""
+        return self._size
 
     def readable(self) -> bool:
         """Return True."""
@@ -35,21 +92,59 @@ class RemoteFile(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read as many bytes as there are, up to the buffer's size; none after a failure."""
-        try:
-            data = self._file.read(len(buffer))
-        except tf.errors.OpError as problem:
-            self.error = self.error or problem
-            return 0
-        buffer[: len(data)] = data
-        return len(data)
+        """Read as many bytes as there are, up to the buffer's size."""
+        wanted = min(len(buffer), self._size - self._position)
+        done = 0
+        while done < wanted:
+            piece = self._held(wanted - done) or self._fetch(wanted - done)
+            buffer[done : done + len(piece)] = piece
+            done += len(piece)
+            self._position += len(piece)
+        return done
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Go to a place and return it."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._file.tell(), os.SEEK_END: self._size}[whence]
-        self._file.seek(base + offset)
-        return base + offset
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
 
     def tell(self) -> int:
         """Return the place of the next byte."""
-        return self._file.tell()
+        return self._position
+
+    def _held(self, wanted: int) -> bytes:
+        for start, held in ((self._window_start, self._window), (0, self._head)):
+            if start <= self._position < start + len(held):
+                first = self._position - start
+                return held[first : first + wanted]
+        return b""
+
+    def _fetch(self, wanted: int) -> bytes:
+        on = self._position == self._window_start + len(self._window)
+        self._ahead = min(2 * self._ahead, _MOST) if on and self._window else _LEAST
+        length = min(max(wanted, self._ahead, self._expected), self._size - self._position)
+        self._expected = 0
+        self._window, self._window_start = read_range(self.path, self._position, length), self._position
+        if self._position == 0:
+            self._head = self._window
+        return self._window[:wanted]
+
+
+class RemoteFileForC(RemoteFile):
+    """A remote file for libraries that call it through C, which swallows exceptions.
+
+    Attributes:
+        error: the first failure, after which there is nothing more to read; for the caller to raise.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.error: tf.errors.OpError | None = None
+
+    def readinto(self, buffer: Any) -> int:
+        """Read as many bytes as there are, up to the buffer's size; none after a failure."""
+        try:
+            return super().readinto(buffer) if self.error is None else 0
+        except tf.errors.OpError as problem:
+            self.error = problem
+            return 0
