@@ -86,6 +86,20 @@ def test_problems_of_headers_are_passed_on(tmp_path: Path) -> None:
     assert check.problems == [f"{folder}: lacks the target 'drums' (found vocals); add drums.wav"]
 
 
+def test_progress_adds_up_and_may_end_the_check(tmp_path: Path) -> None:
+    make_sample(tmp_path / "train" / "song", TARGETS, seconds=2.3)
+    parts: list[float] = []
+    check_sample(tmp_path, "train", "song", TARGETS, parts.append)
+    assert len(parts) == 3
+    assert sum(parts) == pytest.approx(1)
+
+    def stop(part: float) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        check_sample(tmp_path, "train", "song", TARGETS, stop)
+
+
 def test_samples_that_fit(database: Path) -> None:
     check_fits(read_database(database)["train"], ModelProfile(targets=TARGETS), excerpt_seconds=2.0)
 
