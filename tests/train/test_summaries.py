@@ -105,6 +105,17 @@ def test_a_resumed_run_continues_the_curves(tmp_path: Path, spectral_filter: ker
     assert curve(tmp_path / "logs", "train_loss/vocals") == [(5, 1.0), (10, 1.0), (14, 2.0), (19, 2.0)]
 
 
+def test_a_training_that_goes_back(tmp_path: Path, spectral_filter: keras.Model, profile: Profile) -> None:
+    summaries = Summaries(tmp_path, spectral_filter, profile, (), step=0)
+    write_points(summaries, 5, 10)
+    summaries.validation(10, [1.0, 1.0])
+    write_points(summaries, 15, 20)
+    write_points(summaries, 12, 17, value=2.0)
+    summaries.close()
+    assert curve(tmp_path / "logs", "train_loss/vocals") == [(5, 1.0), (10, 1.0), (12, 2.0), (17, 2.0)]
+    assert curve(tmp_path / "logs", "valid_loss") == [(10, 1.0)]
+
+
 def test_excerpts_are_what_the_model_separates(
     tmp_path: Path, spectral_filter: keras.Model, profile: Profile, valid: tuple[Sample, ...]
 ) -> None:

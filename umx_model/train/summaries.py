@@ -64,12 +64,12 @@ class Summaries:
         self._folder = os.path.join(os.fspath(output), FOLDER)
         self._profile = profile
         self._valid = valid
-        self._next_step = step + 1
+        self._step = step  # of the last point
         self._writer: Any = None
         self._warned = False
         self._excerpts: list[tuple[str, np.ndarray]] | None = None
         self._umx = UMX(spectral_filter, niter=0)
-        self._separate = tf.function(self._umx, autograph=False)
+        self._analyse = tf.function(self._separate_and_transform, autograph=False)
 
     def training(
         self,
@@ -148,38 +148,51 @@ class Summaries:
             if self._writer is None:
                 # Every flush sends the whole file to a bucket again.
                 seconds = 120 if is_remote(self._folder) else 1
-                self._writer = _create_writer(self._folder, self._next_step, ".curves", seconds)
+                self._writer = _create_writer(self._folder, self._step + 1, ".curves", seconds)
+            if step < self._step:  # training has gone back
+                _forget(self._writer, step)
             with self._writer.as_default(step):
                 for name, value in values.items():
                     tf.summary.scalar(name, value)
             if flush:
                 self._writer.flush()
-            self._next_step = step + 1
+            self._step = step
             self._warned = False
 
     def _write_excerpt(self, name: str, waveforms: np.ndarray) -> None:
         """Write the sound and the picture of an excerpt, float32 `[samples, channels, mixture targets]`."""
-        model = self._profile.model
+        model, mixture_targets = self._profile.model, self._profile.mixture_targets
         mixture = waveforms.sum(axis=-1)
-        estimates = self._separate(mixture[np.newaxis])[0].numpy()
+        targets = waveforms[..., [mixture_targets.index(target) for target in model.targets]]
+        estimates, magnitudes = (result.numpy() for result in self._analyse(mixture, targets))
         self._write_sound(f"{name}/mixture", mixture)
         rows = []
         for index, target in enumerate(model.targets):
-            pair = waveforms[..., self._profile.mixture_targets.index(target)], estimates[..., index]
-            self._write_sound(f"{name}/{target}", pair[0])
-            self._write_sound(f"{name}/{target} estimate", pair[1])
-            spectra = [self._magnitudes(waveform) for waveform in (mixture, *pair)]
-            rows.append(list(zip(("mixture", target, f"{target} estimate"), spectra, strict=True)))
+            self._write_sound(f"{name}/{target}", targets[..., index])
+            self._write_sound(f"{name}/{target} estimate", estimates[..., index])
+            places = 0, 1 + index, 1 + len(model.targets) + index
+            names = "mixture", target, f"{target} estimate"
+            rows.append([(name, magnitudes[place]) for name, place in zip(names, places, strict=True)])
         picture = draw(rows, model.sample_rate, model.hop_length)
         tf.summary.image(f"{name}/spectrograms", picture[np.newaxis])
 
+    def _separate_and_transform(self, mixture: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return estimates, and the magnitudes of mixture, targets and estimates, over channels.
+
+        Args:
+            mixture: float32 `[samples, channels]`.
+            targets: float32 `[samples, channels, targets]`.
+
+        Returns:
+            float32 `[samples, channels, targets]` and `[1 + 2 targets, frames, bins]`.
+        """
+        estimates = self._umx(mixture[tf.newaxis])[0]
+        every = tf.concat([mixture[..., tf.newaxis], targets, estimates], axis=-1)
+        power = tf.square(tf.abs(self._umx.stft(tf.transpose(every, [2, 0, 1]))))
+        return estimates, tf.sqrt(tf.reduce_mean(power, axis=-1))
+
     def _write_sound(self, name: str, waveform: np.ndarray) -> None:
         tf.summary.audio(name, waveform[np.newaxis], self._profile.model.sample_rate, encoding="wav")
-
-    def _magnitudes(self, waveform: np.ndarray) -> np.ndarray:
-        """Return the magnitudes `[frames, bins]` of `[samples, channels]`, channels averaged by power."""
-        stft = self._umx.stft(waveform[np.newaxis])[0].numpy()
-        return np.sqrt(np.mean(np.abs(stft) ** 2, axis=-1))
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -236,14 +249,19 @@ def choose_excerpts(
 
 
 def _create_writer(folder: str, step: int, suffix: str, flush_seconds: float = 3600) -> Any:
-    """Start an events file, and have TensorBoard forget what it knows of `step` and later ones."""
+    """Start an events file of what happens from a step on."""
     writer = tf.summary.create_file_writer(
         folder, max_queue=10_000, flush_millis=round(flush_seconds * 1000), filename_suffix=suffix
     )
+    _forget(writer, step)
+    return writer
+
+
+def _forget(writer: Any, step: int) -> None:
+    """Have TensorBoard forget what it knows of a step and later ones."""
     session = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
     event = tf.compat.v1.Event(wall_time=time.time(), step=step, session_log=session)
     tf.raw_ops.ImportEvent(writer=writer._resource, event=event.SerializeToString())
-    return writer
 
 
 def _remove_old(folder: str) -> None:
