@@ -16,6 +16,7 @@ from data_schema.index import read_index
 from umx_model.errors import InputError
 from umx_model.model.folder import SAVED_MODEL, WEIGHTS
 from umx_model.profile import FILE_NAME, Profile
+from umx_model.train.strategy import choose_strategy, is_chief
 from umx_model.train.trainer import train
 
 _WORK = ("checkpoints", "logs")
@@ -48,6 +49,8 @@ class Executor(base_executor.BaseExecutor):
 
         work = os.path.join(exec_properties["training_folder"], training_key(profile, data_version))
         train(profile, samples, work, resume=True, data_fingerprint=data_version)
+        if not is_chief(choose_strategy()):  # several machines run this; one hands the model over
+            return
 
         model = artifact_utils.get_single_instance(output_dict["model"])
         for name in tf.io.gfile.listdir(work):

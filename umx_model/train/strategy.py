@@ -132,25 +132,23 @@ class Workers:
             self.name = self._describe(*task)
             self._task = task
             self._keys = itertools.count(1)
-            # Traced once for every shape and type: all workers do so in one order, so that the keys agree.
-            self._combine = tf.function(self._collect, autograph=False)
+            # Compiled, as it is called at every step. All workers trace and call in one order, so that the keys agree.
+            self._maximum = tf.function(lambda values: self._combine(values, "Max"), autograph=False)
 
     def maximum(self, *values: float) -> list[float]:
         """Return the largest of all workers' values, one by one: whether any has a flag set, the latest time."""
         if self.count == 1:
             return list(values)
-        return self._combine(tf.constant(values, tf.float64), "Max").numpy().tolist()
+        return self._maximum(tf.constant(values, tf.float64)).numpy().tolist()
 
     def share(self, values: np.ndarray) -> np.ndarray:
         """Return the chief's values; all workers give values of the same shape and type."""
         if self.count == 1:
             return values
-        # CPU collectives carry few types; these two hold all others.
-        dtype = np.int64 if np.issubdtype(values.dtype, np.integer) else np.float64
-        if values.dtype == np.float32:
-            dtype = np.float32
-        own = values.astype(dtype) if self.chief else np.zeros(values.shape, dtype)
-        return self._combine(tf.constant(own), "Add").numpy().astype(values.dtype)
+        # Collectives carry few types; of integers, this one holds all.
+        carried = np.dtype(np.int64) if np.issubdtype(values.dtype, np.integer) else values.dtype
+        own = values if self.chief else np.zeros_like(values)
+        return self._combine(tf.constant(own.astype(carried)), "Add").numpy().astype(values.dtype)
 
     def share_text(self, text: str) -> str:
         """Return the chief's text."""
@@ -195,7 +193,7 @@ class Workers:
                 f"{who} has ended, and {self.name} cannot go on alone; start all workers again with --resume"
             ) from None
 
-    def _collect(self, values: tf.Tensor, operation: str) -> tf.Tensor:
+    def _combine(self, values: tf.Tensor, operation: str) -> tf.Tensor:
         kind, index = self._task
         with tf.device(f"/job:{kind}/task:{index}/device:CPU:0"):
             return tf.raw_ops.CollectiveReduceV2(
