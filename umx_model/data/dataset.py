@@ -19,7 +19,7 @@ from umx_model.errors import InputError
 # Splits that are yielded whole instead of as random excerpts.
 WHOLE_SPLITS = ("valid", "test")
 
-# Excerpts read at a time from other computers, where most of the time is waiting.
+# Excerpts read at a time from other computers, where most of the time is waiting; locally no more than that.
 _REMOTE_CALLS = 16
 
 
@@ -51,7 +51,7 @@ class FixedSourcesTrackFolderDataset(tf.data.Dataset):
         swap_channels: probability that a target's left and right are swapped (stereo only).
         seed: of the sequence of excerpts.
         first_excerpt: number to start from, to continue an earlier sequence.
-        num_parallel_calls: excerpts read at a time; by default as many as pay.
+        num_parallel_calls: excerpts read at a time; None for one per core, and more from other computers.
         shards: programs that share the work, each with a dataset of its own that is otherwise the same.
         shard: which of them this is: only excerpts (or pieces, counted from 0) whose number i has
             `i // shard_block % shards == shard` are read and yielded, in order.
@@ -80,7 +80,7 @@ class FixedSourcesTrackFolderDataset(tf.data.Dataset):
         swap_channels: float = 0.5,
         seed: int = 42,
         first_excerpt: int = 0,
-        num_parallel_calls: int = tf.data.AUTOTUNE,
+        num_parallel_calls: int | None = None,
         shards: int = 1,
         shard: int = 0,
         shard_block: int = 1,
@@ -94,8 +94,10 @@ class FixedSourcesTrackFolderDataset(tf.data.Dataset):
         self.targets = tuple(targets if targets is not None else samples[0].files)
         excerpt_samples = max(1, round(excerpt_seconds * self.sample_rate))
         reader = PieceReader(samples, self.targets)
-        if reader.any_remote and num_parallel_calls == tf.data.AUTOTUNE:
-            num_parallel_calls = _REMOTE_CALLS
+        if num_parallel_calls is None:
+            # tf.data's own choice starts low and takes minutes to grow.
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            num_parallel_calls = _REMOTE_CALLS if reader.any_remote else min(cores, _REMOTE_CALLS)
         with tf.device("CPU:0"):
             lengths = tf.constant([sample.length for sample in samples], tf.int64)
 

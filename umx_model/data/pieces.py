@@ -112,7 +112,7 @@ def _read(file: _File, start: int, length: int, channels: int) -> tuple[np.ndarr
         return _finite(np.frombuffer(content, "<f4").reshape(length, channels), file.path), np.float32(1)
     # Four bytes at every third, of which the lowest is the neighbour's.
     content = _content(file.path, first - 1, wanted + 1)
-    values = np.ndarray((length, channels), "<i4", content, 0, (frame_bytes, 3))
+    values: np.ndarray = np.ndarray((length, channels), "<i4", content, 0, (frame_bytes, 3))
     return values & np.int32(-256), np.float32(2**-31)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import time
-from typing import Any, BinaryIO
+from typing import Any
 
 import tensorflow as tf
 from tensorflow_io.python.ops import core_ops
@@ -33,7 +33,7 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def open_binary(path: str) -> BinaryIO | tf.io.gfile.GFile | RemoteFile:
+def open_binary(path: str) -> Any:
     """Open any file for reading in pieces, with `read`, `seek`, `tell` and `size`; may raise `tf.errors.OpError`."""
     return RemoteFile(path) if is_remote(path) else tf.io.gfile.GFile(path, "rb")
 
