@@ -55,6 +55,9 @@ class ModelProfile(_Settings):
     bandwidth: StrictFloat = Field(16000.0, gt=0, description="Hz; bins above are not read by the network")
     unidirectional: bool = Field(False, description="causal recurrent layers")
     dropout: StrictFloat = Field(0.4, ge=0, lt=1, description="between recurrent layers, while training")
+    bridges: bool = Field(
+        False, description="average between the filters, as X-UMX does, so that targets learn jointly"
+    )
     niter: StrictInt = Field(1, ge=0, description="EM iterations when separating")
     softmask: bool = Field(False, description="start EM from a soft mask instead of the mixture's phase")
     window_frames: StrictInt = Field(300, ge=1, description="frames that EM refines together; bounds its memory")
@@ -99,6 +102,14 @@ class TrainProfile(_Settings):
     mixture_targets: tuple[TargetName, ...] | None = Field(
         None, description="targets whose sum is the mixture, where more than the model's; null for the model's"
     )
+    combination_loss: bool = Field(
+        False, description="compare the sums of 1 to N-1 of the N targets (X-UMX), not each target alone"
+    )
+    sdr_weight: StrictFloat = Field(0.0, ge=0, description="of a loss of waveforms, weighted SDR; 10 in X-UMX")
+    precision: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="of matrix products while training; weights and saved models are float32 always"
+    )
+    xla: bool = Field(False, description="compile with XLA what of the training step it can compile")
     random_track_mix: bool = Field(True, description="draw each target from an independent sample and start")
     gain_range: tuple[float, float] | None = Field((0.25, 1.25), description="uniform gain per target, or null")
     swap_channels: StrictFloat = Field(0.5, ge=0, le=1, description="probability of swapping left and right per target")

@@ -60,7 +60,7 @@ def trained(profile: Profile, samples: tuple[Sample, ...], initial: dict[str, li
     batches = training_batches(strategy, profile, samples, 0)
     step, losses, iterator = steps.compile_train(batches.element_spec), [], iter(batches)
     for _ in range(3):
-        losses.append(step(next(iterator)).numpy())
+        losses.append(step(next(iterator)).losses.numpy())
     pieces = piece_batches(profile, samples, 2)
     valid = steps.compile_valid(pieces.element_spec)
     errors = sum(valid(piece)[0].numpy() for piece in pieces)

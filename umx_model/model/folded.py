@@ -114,12 +114,16 @@ class FoldedBLSTM(tf.Module):
         x = tf.reshape(x, [frames * batch, self.profile.channels * self._max_bin])
         encodings = tf.tanh(tf.nn.bias_add(tf.matmul(x, self._encoders), self._encoder_biases))
         encodings = tf.split(encodings, len(self._targets), axis=1)
-        outputs, states = [], []
+        encodings = self._bridge(encodings)
+        recurrents, states = [], []
         for index, (target, encoding) in enumerate(zip(self._targets, encodings, strict=True)):
             recurrent, last = self._run_layers(target, encoding, state[index], frames, batch)
+            recurrents.append(recurrent)
+            states.append(last)
+        outputs = []
+        for target, encoding, recurrent in zip(self._targets, encodings, self._bridge(recurrents), strict=True):
             joined = tf.concat([encoding, recurrent], axis=1)
             outputs.append(tf.nn.relu(tf.nn.bias_add(tf.matmul(joined, target.decoder), target.decoder_bias)))
-            states.append(last)
         hidden = self.profile.hidden_size
         features = tf.reshape(tf.stack(outputs), [len(self._targets), frames, batch, hidden])
         return tf.transpose(features, [0, 2, 1, 3]), tf.stack(states)
@@ -133,6 +137,10 @@ class FoldedBLSTM(tf.Module):
             masks.append(tf.nn.relu(tf.nn.bias_add(tf.matmul(x, target.mask), target.mask_bias)))
         split = [self.profile.channels, self.profile.bins]
         return tf.reshape(tf.stack(masks), tf.concat([shape[:-1], split], axis=0))
+
+    def _bridge(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Give each target the mean of all, where the model has bridges."""
+        return [tf.reduce_mean(tf.stack(tensors), axis=0)] * len(tensors) if self.profile.bridges else tensors
 
     def _run_layers(
         self, target: _Target, x: tf.Tensor, state: tf.Tensor, frames: tf.Tensor, batch: tf.Tensor

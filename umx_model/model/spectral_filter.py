@@ -1,8 +1,8 @@
 """Spectral filters: magnitude spectrogram of the mixture in, of one target out; and the joint model.
 
 One filter serves one target. `get_joint_spectral_filter` runs one per target of a profile side by
-side. Another architecture is one class, registered by name and chosen by `architecture` in the
-profile:
+side, or joined by averaging bridges where the profile says so (`model.bridges`). Another architecture
+is one class, registered by name and chosen by `architecture` in the profile:
 
     @register_spectral_filter("gain")
     class GainLayer(SpectralFilterLayer):
@@ -46,6 +46,68 @@ class SpectralFilterLayer(keras.layers.Layer):
         return input_shape
 
 
+class BridgedSpectralFilterLayer(SpectralFilterLayer):
+    """Base of those made of three parts, between which averaging bridges can join the targets' filters.
+
+    The parts are `encode`, `recur` and `decode`; without bridges each takes what the one before it gave.
+    """
+
+    def encode(self, magnitude: tf.Tensor, training: bool) -> tf.Tensor:
+        """Return the encoding `[batch, frames, features]` of magnitudes."""
+        raise NotImplementedError
+
+    def recur(self, encoding: tf.Tensor, training: bool) -> tf.Tensor:
+        """Return what the recurrent layers make of an encoding, of the same shape."""
+        raise NotImplementedError
+
+    def decode(self, magnitude: tf.Tensor, encoding: tf.Tensor, recurrent: tf.Tensor, training: bool) -> tf.Tensor:
+        """Return the target's magnitudes."""
+        raise NotImplementedError
+
+    def call(
+        self,
+        magnitude: tf.Tensor,
+        encoding: tf.Tensor | None = None,
+        recurrent: tf.Tensor | None = None,
+        part: str | None = None,
+        training: bool = False,
+    ) -> tf.Tensor:
+        """Estimate the target's magnitudes, or run one part alone.
+
+        Args:
+            magnitude: `[batch, frames, bins, channels]`.
+            encoding: for `recur` and `decode`.
+            recurrent: for `decode`.
+            part: `encode`, `recur` or `decode`.
+            training: whether dropout and batch normalisation are in the state of training.
+        """
+        if part == "encode":
+            return self.encode(magnitude, training)
+        if part == "recur":
+            return self.recur(encoding, training)
+        if part != "decode":
+            encoding = self.encode(magnitude, training)
+            recurrent = self.recur(encoding, training)
+        return self.decode(magnitude, encoding, recurrent, training)
+
+    def compute_output_spec(
+        self,
+        magnitude: Any,
+        encoding: Any = None,
+        recurrent: Any = None,
+        part: str | None = None,
+        training: bool = False,
+    ) -> keras.KerasTensor:
+        """Return shape and dtype of the estimate, or of a part's output."""
+        shape = (*magnitude.shape[:2], self.features) if part in ("encode", "recur") else magnitude.shape
+        return keras.KerasTensor(shape, dtype="float32")
+
+    @property
+    def features(self) -> int:
+        """Width of the encoding and of the recurrent output."""
+        raise NotImplementedError
+
+
 _architectures: dict[str, type[SpectralFilterLayer]] = {}
 _Filter = TypeVar("_Filter", bound=type[SpectralFilterLayer])
 
@@ -70,7 +132,7 @@ def register_spectral_filter(name: str) -> Callable[[_Filter], _Filter]:
 
 @register_spectral_filter("blstm")
 @keras.saving.register_keras_serializable(package="umx_model")
-class BLSTMSpectralFilterLayer(SpectralFilterLayer):
+class BLSTMSpectralFilterLayer(BridgedSpectralFilterLayer):
     """Open-Unmix's network for one target (`openunmix/model.py`, v1.3.0; Stöter et al., 2019).
 
     Crop to the bandwidth, standardise, encode (dense, batch normalisation, tanh), recur, join the
@@ -86,6 +148,8 @@ class BLSTMSpectralFilterLayer(SpectralFilterLayer):
         bandwidth: Hz; bins above are not read, but the mask covers them.
         unidirectional: causal recurrent layers of `hidden_size` units.
         dropout: rate between recurrent layers while training, fresh for every frame and unit.
+        dtype: policy of the dense layers, such as `mixed_float16`, which a saved model does not keep. The
+            input's scaling, batch normalisation, the recurrence and the mask's use are float32 always.
 
     Raises:
         ValueError: an impossible setting, or magnitudes of another shape.
@@ -107,9 +171,10 @@ class BLSTMSpectralFilterLayer(SpectralFilterLayer):
         bandwidth: float = 16000.0,
         unidirectional: bool = False,
         dropout: float = 0.4,
+        dtype: Any = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(dtype="float32", **kwargs)
         if hidden_size % 2 and not unidirectional:
             raise ValueError(f"hidden_size must be even (half per direction), got {hidden_size}")
         if bandwidth <= 0:
@@ -129,17 +194,18 @@ class BLSTMSpectralFilterLayer(SpectralFilterLayer):
         frequencies = np.linspace(0, sample_rate / 2, self.bins)
         self.max_bin = int(np.max(np.where(frequencies <= bandwidth)[0])) + 1
 
-        self.encoder = keras.layers.Dense(hidden_size, use_bias=False, name="encoder")
+        self.encoder = keras.layers.Dense(hidden_size, use_bias=False, dtype=dtype, name="encoder")
         self.encoder_norm = _batch_norm("encoder_norm")
         units = hidden_size if unidirectional else hidden_size // 2
-        self.forward_lstms = [LSTM(units, name=f"lstm_{i}_forward") for i in range(layers)]
+        self.forward_lstms = [LSTM(units, dtype="float32", name=f"lstm_{i}_forward") for i in range(layers)]
         self.backward_lstms = [
-            LSTM(units, reverse=True, name=f"lstm_{i}_backward") for i in range(0 if unidirectional else layers)
+            LSTM(units, reverse=True, dtype="float32", name=f"lstm_{i}_backward")
+            for i in range(0 if unidirectional else layers)
         ]
-        self.dropouts = [keras.layers.Dropout(dropout, name=f"dropout_{i}") for i in range(layers - 1)]
-        self.decoder = keras.layers.Dense(hidden_size, use_bias=False, name="decoder")
+        self.dropouts = [keras.layers.Dropout(dropout, dtype="float32", name=f"dropout_{i}") for i in range(layers - 1)]
+        self.decoder = keras.layers.Dense(hidden_size, use_bias=False, dtype=dtype, name="decoder")
         self.decoder_norm = _batch_norm("decoder_norm")
-        self.mask = keras.layers.Dense(self.bins * channels, use_bias=False, name="mask")
+        self.mask = keras.layers.Dense(self.bins * channels, use_bias=False, dtype=dtype, name="mask")
         self.mask_norm = _batch_norm("mask_norm")
 
     @classmethod
@@ -183,22 +249,33 @@ class BLSTMSpectralFilterLayer(SpectralFilterLayer):
             norm.build((None, None, hidden))
         self.mask_norm.build((None, None, self.bins * self.channels))
 
-    def call(self, magnitude: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Estimate the target's magnitudes."""
+    @property
+    def features(self) -> int:
+        """Width of the encoding and of the recurrent output."""
+        return self.encoder.units
+
+    def encode(self, magnitude: tf.Tensor, training: bool) -> tf.Tensor:
+        """Crop, standardise and encode."""
         batch, frames = tf.shape(magnitude)[0], tf.shape(magnitude)[1]
         x = magnitude[:, :, : self.max_bin]
         x = (x + self.input_mean[:, tf.newaxis]) * self.input_scale[:, tf.newaxis]
         x = tf.reshape(x, [batch, frames, self.max_bin * self.channels])
-        encoding = tf.tanh(self.encoder_norm(self.encoder(x), training=training))  # [batch, frames, hidden]
+        return tf.tanh(self.encoder_norm(self.encoder(x), training=training))  # [batch, frames, hidden]
 
+    def recur(self, encoding: tf.Tensor, training: bool) -> tf.Tensor:
+        """Run the recurrent layers."""
         x = tf.transpose(encoding, [1, 0, 2])  # [frames, batch, hidden]
         for index, forward in enumerate(self.forward_lstms):
             if index:
                 x = self.dropouts[index - 1](x, training=training)
             # One backward layer, or none where unidirectional.
             x = tf.concat([lstm(x) for lstm in [forward, *self.backward_lstms[index : index + 1]]], axis=-1)
-        x = tf.concat([encoding, tf.transpose(x, [1, 0, 2])], axis=-1)  # [batch, frames, 2 * hidden]
+        return tf.transpose(x, [1, 0, 2])
 
+    def decode(self, magnitude: tf.Tensor, encoding: tf.Tensor, recurrent: tf.Tensor, training: bool) -> tf.Tensor:
+        """Decode to a mask, and multiply the mixture by it."""
+        batch, frames = tf.shape(magnitude)[0], tf.shape(magnitude)[1]
+        x = tf.concat([encoding, recurrent], axis=-1)  # [batch, frames, 2 * hidden]
         x = tf.nn.relu(self.decoder_norm(self.decoder(x), training=training))
         x = self.mask_norm(self.mask(x), training=training)
         x = tf.reshape(x, [batch, frames, self.bins, self.channels])
@@ -210,11 +287,16 @@ class BLSTMSpectralFilterLayer(SpectralFilterLayer):
         return {**super().get_config(), **self._settings}
 
 
-def get_joint_spectral_filter(profile: ModelProfile) -> keras.Model:
+def get_joint_spectral_filter(profile: ModelProfile, dtype: str | None = None) -> keras.Model:
     """Make the functional Keras model that estimates all targets of a profile.
+
+    With `bridges` the filters meet twice, as in X-UMX (Sawata et al., 2021; `asteroid/models/x_umx.py`):
+    the recurrent layers of each read the mean of all encodings, and each decodes the mean of all
+    encodings beside the mean of all recurrent outputs. Weights are the same, by number, shape and name.
 
     Args:
         profile: what to build.
+        dtype: Keras policy of the filters, such as `mixed_float16` while training.
 
     Returns:
         A model from magnitudes `[batch, frames, bins, channels]` to estimates
@@ -222,10 +304,10 @@ def get_joint_spectral_filter(profile: ModelProfile) -> keras.Model:
         `profile`, and `made_by_profile` true: nothing else is in it.
 
     Raises:
-        InputError: the profile names an architecture that is not registered.
+        InputError: the profile names an architecture that is not registered, or bridges for one that has no parts.
     """
     magnitude = keras.Input((None, profile.bins, profile.channels), name="_magnitude")  # no target's name
-    estimates = [layer(magnitude) for layer in _make_filters(profile)]
+    estimates = _run_filters(profile, _make_filters(profile, dtype), magnitude)
     model = keras.Model(magnitude, keras.ops.stack(estimates, axis=-1), name="joint_spectral_filter")
     model.profile = profile
     model.made_by_profile = True
@@ -240,7 +322,7 @@ class JointSpectralFilter(keras.Model):
         profile: what to build.
 
     Raises:
-        InputError: the profile names an architecture that is not registered.
+        InputError: the profile names an architecture that is not registered, or bridges for one that has no parts.
 
     Input shape:
         magnitudes `[batch, frames, bins, channels]`, float32.
@@ -264,7 +346,7 @@ class JointSpectralFilter(keras.Model):
 
     def call(self, magnitude: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Estimate every target's magnitudes."""
-        return tf.stack([layer(magnitude, training=training) for layer in self.filters], axis=-1)
+        return tf.stack(_run_filters(self.profile, self.filters, magnitude, training=training), axis=-1)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Return the input's shape and the target axis."""
@@ -297,20 +379,40 @@ def check_architecture(profile: ModelProfile) -> None:
     """Refuse a profile whose spectral filter nobody has registered.
 
     Raises:
-        InputError: the profile names an architecture that is not registered.
+        InputError: the profile names an architecture that is not registered, or bridges for one that has no parts.
     """
     if profile.architecture not in _architectures:
         raise InputError(
             f"model.architecture: {profile.architecture!r} is not registered; known are {', '.join(_architectures)}"
         )
+    if profile.bridges and not issubclass(_architectures[profile.architecture], BridgedSpectralFilterLayer):
+        raise InputError(
+            f"model.bridges: filters of the architecture {profile.architecture!r} have no parts between which "
+            f"bridges could be; set it to false, or make its class a BridgedSpectralFilterLayer"
+        )
 
 
-def _make_filters(profile: ModelProfile) -> list[SpectralFilterLayer]:
+def _make_filters(profile: ModelProfile, dtype: str | None = None) -> list[SpectralFilterLayer]:
     check_architecture(profile)
     cls = _architectures[profile.architecture]
-    return [cls.from_profile(profile, name=target) for target in profile.targets]
+    kwargs = {} if dtype is None else {"dtype": dtype}
+    return [cls.from_profile(profile, name=target, **kwargs) for target in profile.targets]
+
+
+def _run_filters(profile: ModelProfile, filters: list[SpectralFilterLayer], magnitude: Any, **kwargs: Any) -> list[Any]:
+    """Return the estimate of every filter, of tensors or symbolically."""
+    if not profile.bridges:
+        return [layer(magnitude, **kwargs) for layer in filters]
+    encoding = _mean([layer(magnitude, part="encode", **kwargs) for layer in filters])
+    recurrent = _mean([layer(magnitude, encoding, part="recur", **kwargs) for layer in filters])
+    # The mean of all [encoding, recurrent output], the encodings' mean beside the outputs' mean, goes to all.
+    return [layer(magnitude, encoding, recurrent, part="decode", **kwargs) for layer in filters]
+
+
+def _mean(tensors: list[Any]) -> Any:
+    return keras.ops.mean(keras.ops.stack(tensors), axis=0)
 
 
 def _batch_norm(name: str) -> keras.layers.Layer:
     """PyTorch's batch normalisation; statistics over all devices, which would drift apart otherwise."""
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=True, name=name)
+    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=True, dtype="float32", name=name)

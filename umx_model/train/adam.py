@@ -1,6 +1,8 @@
-"""Adam with one fused operation per variable."""
+"""Adam with one fused operation per variable, and with loss scaling where gradients pass through float16."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -12,6 +14,8 @@ class Adam(keras.optimizers.Adam):
     Keras composes each variable's update of a dozen operations; TensorFlow's own kernel for it
     (Kingma & Ba, 2015, the variant before section 2.1) takes a sixth of the time on CPU, and the
     training step has a fifth fewer operations to be traced and compiled.
+
+    Where several replicas take part, it expects gradients that are summed over them already.
 
     Args:
         learning_rate: of the first step.
@@ -38,3 +42,22 @@ class Adam(keras.optimizers.Adam):
             epsilon=tf.cast(self.epsilon, dtype),
             grad=tf.cast(gradient, dtype),
         )
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        """Leave gradients as they are."""
+        return list(grads_and_vars)
+
+
+def make_optimizer(learning_rate: float, precision: str = "float32") -> keras.optimizers.Optimizer:
+    """Make the recipe's optimizer: Adam as in PyTorch, whose epsilon is ten times smaller than Keras'.
+
+    With `float16` it is given gradients of the loss times a scale that keeps small ones from becoming zero. A
+    step whose gradients overflow changes nothing but the scale, which is halved; after 2000 steps without that
+    it is doubled. `bfloat16` has the range of float32 and needs none.
+
+    Args:
+        learning_rate: of the first step.
+        precision: as in `TrainProfile.precision`.
+    """
+    adam = Adam(learning_rate, epsilon=1e-8)
+    return keras.optimizers.LossScaleOptimizer(adam) if precision == "float16" else adam

@@ -16,7 +16,7 @@ from umx_model.data.track_folder import Sample
 from umx_model.model.folder import write_model_folder
 from umx_model.model.spectral_filter import get_joint_spectral_filter, set_input_statistics
 from umx_model.profile import Profile
-from umx_model.train.adam import Adam
+from umx_model.train.adam import make_optimizer
 from umx_model.train.backup import Backup
 from umx_model.train.checkpoints import Checkpoints, Copy, LoopState
 from umx_model.train.provenance import continued, provenance
@@ -94,9 +94,10 @@ class Run:
 
         keras.utils.set_random_seed(self.settings.seed)
         with strategy.scope():
-            self.spectral_filter = get_joint_spectral_filter(profile.model)
-            # The recipe's Adam is PyTorch's, whose epsilon is ten times smaller than Keras'.
-            self.optimizer = Adam(self.settings.learning_rate, epsilon=1e-8)
+            precision = self.settings.precision
+            dtype = None if precision == "float32" else f"mixed_{precision}"
+            self.spectral_filter = get_joint_spectral_filter(profile.model, dtype)
+            self.optimizer = make_optimizer(self.settings.learning_rate, precision)
             self.optimizer.build(self.spectral_filter.trainable_variables)
 
     @property
