@@ -209,5 +209,5 @@ def _drift_table(drift: Drift) -> str:
         figures = "  ".join(f"{value:7.1f}" for value in (one.new, one.old, one.moved))
         chance = f"{one.critical:6.2f}" if one.critical < 1 else "  few "
         drifted = "  drifted" if one.drifted else ""
-        lines.append(f"{one.what:{width}}  {figures} {one.unit:<3}  {one.distance:5.2f}  {chance}{drifted}")
+        lines.append(f"{one.what:{width}}  {figures} {one.unit:<3}  {one.distance:5.2f}  {chance}{drifted}".rstrip())
     return "\n".join(lines)
