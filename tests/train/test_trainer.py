@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -14,12 +15,15 @@ import scipy.signal
 import soundfile as sf
 import tensorflow as tf
 
+from umx_model.data.dataset import FixedSourcesTrackFolderDataset
 from umx_model.data.track_folder import Sample, read_database
 from umx_model.errors import InputError
 from umx_model.model.folder import read_model
 from umx_model.model.spectral_filter import get_joint_spectral_filter
 from umx_model.profile import Profile
+from umx_model.train import interrupt
 from umx_model.train import run as runs
+from umx_model.train.blame import describe_excerpts
 from umx_model.train.loop import Loop
 from umx_model.train.losses import magnitudes
 from umx_model.train.run import TrainingFailedError
@@ -184,7 +188,7 @@ def test_silence_moves_weights_by_the_coupled_decay_alone(root: Path) -> None:
     optimizer.build(spectral_filter.trainable_variables)
     before = [variable.numpy() for variable in spectral_filter.trainable_variables]
     step = Steps(strategy, spectral_filter, optimizer, profile).compile_train(tf.TensorSpec([2, 4000, 2, 2]))
-    assert step(tf.zeros([2, 4000, 2, 2])).numpy().tolist() == [0, 0]
+    assert step(tf.zeros([2, 4000, 2, 2])).losses.numpy().tolist() == [0, 0]
     eps = 1e-8 / np.sqrt(1 - 0.999)  # in the first step, as Keras writes Adam
     for old, new in zip(before, spectral_filter.trainable_variables, strict=True):
         gradient = 0.1 * old.astype(np.float64)
@@ -210,7 +214,7 @@ def test_every_target_learns_as_if_alone(root: Path) -> None:
         variable.numpy() - gradient
         for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=False)
     ]
-    losses = steps.compile_train(tf.TensorSpec(excerpts.shape))(excerpts)
+    losses = steps.compile_train(tf.TensorSpec(excerpts.shape))(excerpts).losses
     assert losses.numpy()[1] == pytest.approx(float(loss), rel=1e-5)
     for variable, value in zip(variables, expected, strict=True):
         np.testing.assert_allclose(variable.numpy(), value, rtol=1e-3, atol=1e-5 * float(loss))
@@ -324,21 +328,173 @@ def test_the_learning_rate_goes_on_unless_the_profiles_was_changed(
 
 @pytest.mark.parametrize("where", ["training", "validation"])
 def test_nan_stops_at_once(root: Path, model: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    good = weights(model)
+    good, steps_made = weights(model), []
     if where == "training":
-
-        def poison(steps: Steps) -> None:
-            weight = steps._filter.weights[0]
-            weight.assign(weight * np.nan)
-
         before_step(monkeypatch, 1, poison)
+        before_step(monkeypatch, 3, steps_made.append)  # the second is underway when the first one's loss is read
     else:
         monkeypatch.setattr(Loop, "_validate", lambda *_: np.array([1.0, np.nan]))
     with pytest.raises(TrainingFailedError, match="no longer") as failure:
         train(make_profile(epochs=3), root, model, resume=True, quiet=True)
     assert str(model) in str(failure.value)
+    assert not steps_made
     for before, after in zip(good, weights(model), strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+def poison(steps: Steps) -> None:
+    weight = steps._filter.weights[0]
+    weight.assign(weight * np.nan)
+
+
+def test_nan_weights_are_not_saved(root: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As after a gradient that is not finite: the loss of the last step before Ctrl-C still was.
+    good, step_of = weights(model), Steps.compile_train
+
+    def compile_train(self: Steps, spec: Any) -> Any:
+        step = step_of(self, spec)
+
+        def run(batch: Any) -> Any:
+            result = step(batch)
+            poison(self)
+            signal.raise_signal(signal.SIGINT)
+            return result
+
+        return run
+
+    monkeypatch.setattr(Steps, "compile_train", compile_train)
+    with pytest.raises(TrainingFailedError, match="weights"):
+        train(make_profile(epochs=3), root, model, resume=True, quiet=True)
+    for before, after in zip(good, weights(model), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def loud_database(folder: Path) -> Path:
+    """Six training samples, one of which holds values whose squares are beyond float32 where drums are."""
+    root = helpers.make_database(folder, {"train": 6, "valid": 1}, seconds=1.2, sample_rate=8000)
+    file = root / "train" / "song03" / "drums.wav"
+    audio, rate = sf.read(file)
+    sf.write(file, audio * 1e25, rate, subtype="FLOAT")
+    return root
+
+
+def test_the_samples_of_a_bad_excerpt_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = loud_database(tmp_path / "database")
+    train_samples = read_database(root)["train"]
+    profile = make_profile(epochs=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "input_statistics", lambda *_: (np.zeros(257), np.ones(257)))
+        with pytest.raises(TrainingFailedError, match="loss of drums"):
+            train(profile, root, tmp_path / "model", quiet=True)
+    named = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert named
+    for line in named:
+        assert re.search(r"not finite on excerpt \d+: vocals from song\d\d at .*, drums from song03 at", line)
+    excerpts = describe_excerpts(profile, train_samples, 0, 12)
+    assert sum("drums from song03" in line for line in excerpts) == 2  # once per round of six
+    assert all(line.partition("not finite on ")[2].partition(";")[0] in excerpts for line in named)
+
+
+def test_excerpts_are_described_as_they_are_made(tmp_path: Path) -> None:
+    root = helpers.make_database(tmp_path, {"train": 5, "valid": 1}, seconds=1.2, sample_rate=8000)
+    for index in range(5):
+        for target in MODEL["targets"]:
+            time = np.arange(9600) / 2**20  # says where an excerpt starts
+            value = np.stack([time, time], axis=1) + index / 16
+            sf.write(root / "train" / f"song{index:02}" / f"{target}.wav", value, 8000, subtype="FLOAT")
+    profile = make_profile(gain_range=None)
+    samples = read_database(root)["train"]
+    excerpts = FixedSourcesTrackFolderDataset.from_samples(
+        samples, "train", MODEL["targets"], excerpt_seconds=0.5, gain_range=None, first_excerpt=7
+    )
+    lines = describe_excerpts(profile, samples, 7, 12)
+    assert len(lines) == 12
+    for number, (line, excerpt) in enumerate(zip(lines, excerpts.take(12), strict=True)):
+        described = re.findall(r"(\w+) from song(\d\d) at ([\d.]+) s", line)
+        assert line.startswith(f"excerpt {7 + number}: ")
+        for column, (target, song, start) in enumerate(described):
+            value = float(excerpt[0, 0, column])
+            assert target == MODEL["targets"][column]
+            assert int(song) == int(value * 16)
+            assert float(start) == pytest.approx((value - int(song) / 16) * 2**20 / 8000, abs=0.006)
+
+
+def test_a_bad_excerpt_lowers_the_rate_where_that_is_wished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = loud_database(tmp_path / "database")
+    monkeypatch.setattr(runs, "input_statistics", lambda *_: (np.zeros(257), np.ones(257)))
+    settings = {"epochs": 2, "excerpts_per_sample": 2, "checkpoint_minutes": 1e-9, "plateau_factor": 0.5}
+    profile = make_profile(on_non_finite="lower_rate", **settings)
+    profile = train(profile, root, tmp_path / "model", quiet=True)
+    setbacks = [record.getMessage() for record in caplog.records if "going on from" in record.getMessage()]
+    assert 1 <= len(setbacks) <= 6
+    assert [entry["learning_rate"] for entry in profile.history][-1] <= 0.01 * 0.5 ** len(setbacks) * 1.001
+    assert len(profile.history) == 2
+    assert all(np.isfinite(list(entry.values())).all() for entry in profile.history)
+    assert all(np.isfinite(array).all() for array in weights(tmp_path / "model"))
+    state = saved_state(tmp_path / "model")
+    assert state["excerpts"] > 2 * state["step"]  # some were passed over
+
+
+def test_going_back_again_and_again_ends(
+    root: Path, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = weights(model)
+    monkeypatch.setattr(Loop, "_validate", lambda *_: np.array([1.0, np.inf]))
+    with pytest.raises(TrainingFailedError, match="validation loss of drums"):
+        train(make_profile(epochs=3, on_non_finite="lower_rate"), root, model, resume=True, quiet=True)
+    assert len([record for record in caplog.records if "going on from" in record.getMessage()]) == 3
+    for before, after in zip(good, weights(model), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_sigterm_saves_and_ends_with_its_own_code(
+    samples: dict[str, tuple[Sample, ...]], uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interrupt, "GRACE_SECONDS", 300)  # compiling a step on a busy machine may take long
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        before_step(patch, 5, lambda _: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(SystemExit) as stop:
+            train(dropout_profile(), samples, tmp_path, quiet=True)
+    assert stop.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert signal.set_wakeup_fd(-1) == -1
+    assert saved_state(tmp_path)["step"] == 5
+    with monkeypatch.context() as patch:  # in the midst of validation
+        step_of = Steps.compile_valid
+
+        def compile_valid(self: Steps, spec: Any) -> Any:
+            step = step_of(self, spec)
+
+            def run(batch: Any) -> Any:
+                signal.raise_signal(signal.SIGTERM)
+                return step(batch)
+
+            return run
+
+        patch.setattr(Steps, "compile_valid", compile_valid)
+        with pytest.raises(SystemExit):
+            train(dropout_profile(), samples, tmp_path, resume=True, quiet=True)
+    train(dropout_profile(), samples, tmp_path, resume=True, quiet=True)
+    assert_same_training(uninterrupted, tmp_path)
+
+
+def test_resumptions_and_versions_are_recorded(root: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_with = Profile.read(model).made_with
+    assert made_with["tensorflow"] == tf.__version__
+    assert {"python", "keras", "numpy", "tensorflow-io", "devices"} <= made_with.keys()
+    assert "resumed" not in made_with
+    monkeypatch.setattr(runs, "provenance", lambda strategy: {**made_with, "keras": "4.0"})
+    for epochs in (2, 3):
+        profile = train(make_profile(epochs=epochs), root, model, resume=True, quiet=True)
+    assert profile.made_with == {
+        **made_with,
+        "keras": f"{made_with['keras']}; from step 3: 4.0",
+        "resumed": "at step 3, 6",
+    }
+    assert [entry["epoch"] for entry in profile.history] == [1, 2, 3]
 
 
 def test_another_models_checkpoint_is_refused(root: Path, model: Path) -> None:
