@@ -74,11 +74,10 @@ def test_one_target_of_all_that_the_database_has(umx_pro, music, asked):
 
 def test_targets_of_the_profile_come_before_the_databases(umx_pro, music, asked):
     Profile.model_validate({"model": {"targets": ["vocals", "drums"]}}).write(music.parent)
-    umx_pro("train", "profile.json", "--data", "music", "--output", "out", "--target", "drums")
-    umx_pro(
-        "train", "profile.json", "--data", "music", "--output", "out", "--targets", "bass,vocals", "--target", "bass"
-    )
-    umx_pro("train", "profile.json", "--data", "music", "--output", "out", "--target", "drums,vocals")
+    command = ("train", "profile.json", "--data", "music", "--output", "out")
+    umx_pro(*command, "--target", "drums")
+    umx_pro(*command, "--targets", "bass,vocals", "--target", "bass")
+    umx_pro(*command, "--target", "drums,vocals")
     profiles = [call[0] for call in asked]
     assert [profile.model.targets for profile in profiles] == [("drums",), ("bass",), ("drums", "vocals")]
     assert [profile.mixture_targets for profile in profiles] == [
@@ -115,6 +114,7 @@ def test_refuses_a_target_that_is_not_there(umx_pro, music, asked):
     assert err == "umx-pro: error: --target: there is no piano; the samples hold bass, drums, vocals\n"
 
 
+@pytest.mark.slow
 def test_targets_apart_then_joined(umx_pro, music, settings):
     """Trains two models on one database, joins them, and scores them all."""
     changes = [option for name, value in settings.items() for option in ("--set", f"{name}={value}")]

@@ -183,6 +183,15 @@ def test_refuses(originals: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "more"]
 
 
+def test_bridges(originals: Path, tmp_path: Path) -> None:
+    """Of several targets they cannot be cut; of one they are none."""
+    write(tmp_path / "bridged", "drums,other", **{"model.bridges": True})
+    with pytest.raises(InputError, match="bridged: its targets were trained with bridges .*needs the others"):
+        join([originals / "voice", tmp_path / "bridged"], tmp_path / "model")
+    one = profile("drums").updated({"model.bridges": True})
+    assert joined_profile([one, profile("vocals")]).model.bridges is False
+
+
 def test_an_empty_folder_may_be_written_to(originals: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     join([originals / "voice", originals / "rest"], tmp_path / "model")

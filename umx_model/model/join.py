@@ -79,7 +79,7 @@ def joined_profile(parts: Sequence[Profile]) -> Profile:
     mixture = list(dict.fromkeys(target for part in parts for target in part.mixture_targets))
     fingerprints = {part.data_fingerprint for part in parts}
     document = first.model_dump(mode="json")
-    document["model"] |= {"targets": targets} | ({"bridges": False} if "bridges" in document["model"] else {})
+    document["model"] |= {"targets": targets, "bridges": False}
     document["train"] |= {"mixture_targets": mixture if set(mixture) != set(targets) else None}
     document |= {
         "made_with": {
@@ -107,7 +107,7 @@ def _check_parts(parts: dict[str, ModelProfile], names: Sequence[str]) -> None:
                     f"{name}: has the target '{target}', and so has {homes[target]}; name models of different targets"
                 )
             homes[target] = name
-        if getattr(part, "bridges", False) and len(part.targets) > 1:
+        if part.bridges and len(part.targets) > 1:
             raise InputError(
                 f"{name}: its targets were trained with bridges (model.bridges): each filter needs the others of its "
                 "model and would estimate something else in another one; train its targets without bridges"
