@@ -2,6 +2,10 @@
 
 import subprocess
 import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,8 @@ from helpers import make_database
 
 from umx_model.data import remote
 from umx_model.data.dataset import FixedSourcesTrackFolderDataset
+from umx_model.data.track_folder import database_fingerprint, read_database
+from umx_model.errors import InputError
 
 TARGETS = ["vocals", "drums"]
 FORMATS = {"wav16": ("wav", "PCM_16"), "wav24": ("wav", "PCM_24"), "flac": ("flac", "PCM_16")}
@@ -103,3 +109,80 @@ def test_only_what_may_pass_is_tried_again(
     with pytest.raises(error):
         remote.read_range(music, 0, 10)
     assert calls == attempts
+
+
+class WebServer(ThreadingHTTPServer):
+    """Serves the files of a folder, or ranges of them, but no listings; counts the bytes of each path."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), WebHandler)
+        self.folder = folder
+        self.served: Counter[str] = Counter()
+        self.failures = 0  # how many of the next requests are answered with 503
+        self.address = f"http://127.0.0.1:{self.server_port}"
+
+
+class WebHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: WebServer
+
+    def do_GET(self) -> None:
+        path = self.server.folder / self.path.lstrip("/")
+        fails, self.server.failures = self.server.failures > 0, max(0, self.server.failures - 1)
+        if fails or not path.is_file():
+            self.answer(503 if fails else 404, b"")
+            return
+        content = path.read_bytes()
+        if "Range" not in self.headers:
+            self.answer(200, content)
+            return
+        first, last = (int(place) for place in self.headers["Range"].removeprefix("bytes=").split("-"))
+        self.answer(206, content[first : last + 1], f"bytes {first}-{last}/{len(content)}")
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def answer(self, status: int, content: bytes, content_range: str = "") -> None:
+        self.send_response_only(status)
+        self.send_header("Content-Length", str(len(content)))
+        if content_range:
+            self.send_header("Content-Range", content_range)
+        self.end_headers()
+        if self.command == "GET":
+            self.server.served[self.path] += len(content)
+            self.wfile.write(content)
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[WebServer]:
+    with WebServer(tmp_path / "web") as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.parametrize("form", ["wav24", "flac"])
+def test_excerpts_from_a_web_server_move_about_their_bytes(web: WebServer, form: str) -> None:
+    extension, subtype = FORMATS[form]
+    splits = {"train": 2, "valid": 1}
+    root = make_database(web.folder, splits, TARGETS, 30.0, 44100, 2, subtype, extension)
+    paths = [path.relative_to(root).as_posix() for path in root.rglob("*.*")]
+    (root / "files.txt").write_text("".join(f"./{path}\n" for path in paths))
+    database = read_database(web.address)
+    assert {split: len(samples) for split, samples in database.items()} == splits
+    assert database_fingerprint(web.address) == database_fingerprint(web.address)
+    dataset = FixedSourcesTrackFolderDataset.from_samples(
+        database["train"], targets=TARGETS, excerpt_seconds=6.0, num_parallel_calls=1
+    )
+    web.failures = 1
+    got = np.stack(list(dataset.take(EXCERPTS).as_numpy_iterator()))
+    local = FixedSourcesTrackFolderDataset(root, "train", TARGETS, 6.0)
+    np.testing.assert_array_equal(got, np.stack(list(local.take(EXCERPTS).as_numpy_iterator())))
+    one = len(TARGETS) * np.mean([path.stat().st_size for path in (root / "train").rglob("*.*")]) * 6 / 30
+    assert web.served.total() < (EXCERPTS + 2) * one * (1.3 if form == "flac" else 1.0) + 9 * 50_000
+
+
+def test_a_web_server_without_a_listing(web: WebServer) -> None:
+    make_database(web.folder, seconds=0.1)
+    with pytest.raises(InputError, match=r"^http://127.0.0.1:\d+: web servers list no folders, and files.txt cannot"):
+        read_database(web.address)

@@ -26,7 +26,7 @@ import soundfile as sf
 import tensorflow as tf
 
 from umx_model.data.containers import check_chunks, check_mp4, check_ogg
-from umx_model.data.remote import RemoteFileForC, is_remote
+from umx_model.data.remote import RemoteFileForC, file_size, is_remote, is_web
 from umx_model.errors import InputError
 
 Path = str | os.PathLike[str]
@@ -264,14 +264,18 @@ def _check_file(path: str) -> None:
     if printable != path:
         raise InputError(f"{printable}: its name is not UTF-8; rename it")
     try:
-        status = tf.io.gfile.stat(path)
+        if is_web(path):
+            length, is_folder = file_size(path), False
+        else:
+            status = tf.io.gfile.stat(path)
+            length, is_folder = status.length, status.is_directory
     except tf.errors.NotFoundError:
         raise InputError(f"{path}: no such file") from None
     except tf.errors.OpError as problem:
         raise InputError(f"{path}: cannot be read ({problem.message})") from None
-    if status.is_directory:
+    if is_folder:
         raise InputError(f"{path}: is a folder; expected an audio file")
-    if status.length == 0:
+    if length == 0:
         raise InputError(f"{path}: zero-length file; replace it")
 
 

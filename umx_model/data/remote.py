@@ -9,10 +9,18 @@ from __future__ import annotations
 import io
 import os
 import time
-from typing import Any
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from email.message import Message
+from typing import Any, TypeVar
 
 import tensorflow as tf
 from tensorflow_io.python.ops import core_ops
+
+T = TypeVar("T")
+
+_ANSWER_SECONDS = 60
 
 # Bytes asked for at a time: few after a jump, since decoders look around when they seek, then ever more.
 _LEAST, _MOST = 2**14, 2**18
@@ -33,6 +41,42 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def is_web(path: str) -> bool:
+    """Tell addresses of web servers, which list no folders."""
+    return path.startswith(("http://", "https://"))
+
+
+def web_headers(address: str) -> Message:
+    """Ask a web server about a file. TensorFlow's own way of asking is to download it.
+
+    Raises:
+        tf.errors.OpError: there is no such file (`NotFoundError`), or no answer.
+    """
+    try:
+        request = urllib.request.Request(address, method="HEAD")
+        with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:
+            return answer.headers
+    except urllib.error.HTTPError as problem:
+        lasting = tf.errors.NotFoundError if problem.code in (404, 410) else tf.errors.PermissionDeniedError
+        kind = lasting if problem.code < 500 else tf.errors.UnavailableError
+        raise kind(None, None, f"the server answers {problem.code} {problem.reason}") from None
+    except OSError as problem:
+        raise tf.errors.UnavailableError(None, None, str(problem)) from None
+
+
+def file_size(path: str) -> int:
+    """Return the length of a remote file in bytes.
+
+    Raises:
+        tf.errors.OpError: there is no such file, or no answer.
+    """
+
+    def ask() -> int:
+        return int(web_headers(path)["Content-Length"] or 0) if is_web(path) else int(tf.io.gfile.stat(path).length)
+
+    return _persistently(ask)
+
+
 def open_binary(path: str) -> Any:
     """Open any file for reading in pieces, with `read`, `seek`, `tell` and `size`; may raise `tf.errors.OpError`."""
     return RemoteFile(path) if is_remote(path) else tf.io.gfile.GFile(path, "rb")
@@ -44,16 +88,18 @@ def read_range(path: str, start: int, length: int) -> bytes:
     Raises:
         tf.errors.OpError: it cannot be read, or (`OutOfRangeError`) ends before.
     """
-    for pause in (*_PAUSES, None):
+    return _persistently(lambda: core_ops.io_file_read(path, start, length, compression="").numpy())
+
+
+def _persistently(attempt: Callable[[], T]) -> T:
+    for pause in _PAUSES:
         try:
-            return core_ops.io_file_read(path, start, length, compression="").numpy()
+            return attempt()
         except _LASTING:
             raise
         except tf.errors.OpError:
-            if pause is None:
-                raise
             time.sleep(pause)
-    raise AssertionError("unreachable")
+    return attempt()
 
 
 class RemoteFile(io.RawIOBase):
@@ -68,7 +114,7 @@ class RemoteFile(io.RawIOBase):
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._size = int(tf.io.gfile.stat(path).length)
+        self._size = file_size(path)
         self._position = 0
         self._head = b""  # the first bytes, which decoders come back to
         self._window, self._window_start = b"", 0

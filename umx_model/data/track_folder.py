@@ -7,11 +7,13 @@
           accompaniment.flac
 
 A file named `mixture` is passed over, because the mixture is the sum of the targets. So are hidden
-files and files that are not audio.
+files and files that are not audio. Web servers (`https://`) list no folders, so there the root holds
+`files.txt`, with the path of one file per line.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections import Counter
@@ -22,7 +24,9 @@ from typing import TypeVar
 
 import tensorflow as tf
 
+from umx_model.data import folders
 from umx_model.data.audio import AudioInfo, probe
+from umx_model.data.remote import is_remote, is_web, web_headers
 from umx_model.errors import InputError
 
 Path = str | os.PathLike[str]
@@ -86,8 +90,8 @@ def read_database(
             read piecewise.
     """
     name = os.fspath(root)
-    folders = list_sample_folders(name, splits)
-    files = concurrently(lambda folder: _audio_files(os.path.join(name, *folder)), folders)
+    places = list_sample_folders(name, splits)
+    files = concurrently(lambda place: _audio_files(name, *place), places)
     found = {target for sample_files in files for target in sample_files}
     if targets is None:
         targets = _common_targets(name, files)
@@ -96,14 +100,14 @@ def read_database(
         there = ", ".join(sorted(found)) or "no audio files"
         raise InputError(f"{name}: no sample has the target {_quoted(unknown)}; the samples hold {there}")
     known = tuple(targets)
-    inspected = concurrently(lambda folder: inspect_sample(name, folder[0], folder[1], known), folders)
+    inspected = concurrently(lambda place: inspect_sample(name, *place, known), places)
     problems = [problem for _, sample_problems in inspected for problem in sample_problems]
     if problems:
         raise InputError("\n".join(problems))
     samples = [sample for sample, _ in inspected if sample is not None]
     return {
         split: tuple(sample for sample in samples if sample.split == split)
-        for split in dict.fromkeys(split for split, _ in folders)
+        for split in dict.fromkeys(split for split, _ in places)
     }
 
 
@@ -118,8 +122,8 @@ def found_targets(root: Path, splits: Sequence[str] | None = None) -> list[str]:
         InputError: root or a split is missing or empty, or no target is in most samples.
     """
     name = os.fspath(root)
-    folders = list_sample_folders(name, splits)
-    return list(_common_targets(name, concurrently(lambda folder: _audio_files(os.path.join(name, *folder)), folders)))
+    places = list_sample_folders(name, splits)
+    return list(_common_targets(name, concurrently(lambda place: _audio_files(name, *place), places)))
 
 
 def list_sample_folders(root: Path, splits: Sequence[str] | None = None) -> list[tuple[str, str]]:
@@ -129,25 +133,27 @@ def list_sample_folders(root: Path, splits: Sequence[str] | None = None) -> list
         InputError: root or a split is missing or empty.
     """
     name = os.fspath(root)
-    if not tf.io.gfile.isdir(name):
+    if not folders.is_folder(name):
         raise InputError(f"{name}: no such folder; expected a database with train/ and valid/")
-    there = _list(name)
+    there = folders.names(name)
     if not there:
         raise InputError(f"{name}: empty folder; expected a database with train/ and valid/")
     wanted = [split for split in SPLITS if split in there or split in REQUIRED_SPLITS] if splits is None else splits
-    folders, problems = [], []
+    found, problems = [], []
     for split in wanted:
         path = os.path.join(name, split)
-        if not tf.io.gfile.isdir(path):
+        if not folders.is_folder(name, split):
             problems.append(f"{name}: no folder '{split}'; expected one holding sample folders")
             continue
-        names = [entry for entry in _list(path) if tf.io.gfile.isdir(os.path.join(path, entry))]
+        entries = folders.names(name, split)
+        which = concurrently(functools.partial(folders.is_folder, name, split), entries)
+        names = [entry for entry, is_folder in zip(entries, which, strict=True) if is_folder]
         if not names:
             problems.append(f"{path}: no sample folders; expected {split}/<sample>/<target>.wav")
-        folders += [(split, entry) for entry in names]
+        found += [(split, entry) for entry in names]
     if problems:
         raise InputError("\n".join(problems))
-    return folders
+    return found
 
 
 def inspect_sample(root: Path, split: str, name: str, targets: Sequence[str]) -> tuple[Sample | None, list[str]]:
@@ -157,7 +163,7 @@ def inspect_sample(root: Path, split: str, name: str, targets: Sequence[str]) ->
         The sample, or None where it cannot be used, and one line for each problem.
     """
     folder = os.path.join(os.fspath(root), split, name)
-    found = _audio_files(folder)
+    found = _audio_files(os.fspath(root), split, name)
     problems = []
     for target in targets:
         if target not in found:
@@ -201,12 +207,11 @@ def database_fingerprint(root: Path) -> str:
         InputError: there is no such folder.
     """
     name = os.fspath(root)
-    if not tf.io.gfile.isdir(name):
+    if not folders.is_folder(name):
         raise InputError(f"{name}: no such folder; expected a database with train/ and valid/")
     paths = []
     for split in SPLITS:
-        for folder, _, files in tf.io.gfile.walk(os.path.join(name, split)):
-            paths += [os.path.join(folder, file) for file in files if not file.startswith(".")]
+        paths += folders.files(name, split)
     paths.sort()
     digest = hashlib.sha256()
     for path, identity in zip(paths, concurrently(_identity, paths), strict=True):
@@ -215,7 +220,10 @@ def database_fingerprint(root: Path) -> str:
 
 
 def _identity(path: str) -> bytes:
-    if "://" in path:
+    if is_web(path):
+        headers = web_headers(path)
+        return "\0".join(str(headers[name]) for name in ("Content-Length", "ETag", "Last-Modified")).encode()
+    if is_remote(path):
         remote = tf.io.gfile.stat(path)
         return f"{remote.length}\0{remote.mtime_nsec}\n".encode()
     with open(path, "rb") as file:
@@ -227,10 +235,10 @@ def _identity(path: str) -> bytes:
     return digest.digest()
 
 
-def _audio_files(folder: str) -> dict[str, list[str]]:
+def _audio_files(root: str, split: str, name: str) -> dict[str, list[str]]:
     """File names by target."""
     found: dict[str, list[str]] = {}
-    for file in _list(folder):
+    for file in folders.names(root, split, name):
         target, extension = os.path.splitext(file)
         known = extension.lstrip(".").lower() in _LIBSNDFILE_EXTENSIONS + _OTHER_EXTENSIONS
         if known and target != "mixture":
@@ -258,11 +266,6 @@ def _differences(folder: str, infos: dict[str, AudioInfo]) -> list[str]:
             label = {"samples": "length", "sample_rate": "sample rate", "channels": "channel count"}[what]
             problems.append(f"{folder}: the targets differ in {label} ({each} {unit}); make them equal")
     return problems
-
-
-def _list(folder: str) -> list[str]:
-    """Names in a folder, sorted, without hidden ones; object stores end folders with a slash."""
-    return sorted(entry.rstrip("/") for entry in tf.io.gfile.listdir(folder) if not entry.startswith("."))
 
 
 def concurrently(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
