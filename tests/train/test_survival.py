@@ -1,5 +1,6 @@
 """Training as a process of its own that is killed, told to end, and started again."""
 
+import contextlib
 import json
 import os
 import random
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from umx_model.errors import InputError
 from umx_model.profile import Profile
+from umx_model.train import run as runs
 from umx_model.train.checkpoint_files import list_checkpoints
+from umx_model.train.run import Run
 from umx_model.train.trainer import train
 
 PROFILE: dict[str, Any] = {
@@ -95,19 +99,21 @@ class Training:
         return self.wait_for(lambda: self.checkpoints()[:1] not in ([], self.before[:1]))
 
 
-def kill_and_resume(root: Path, output: Path, moments: Sequence[tuple[str, float]]) -> list[str]:
+def kill_and_resume(
+    root: Path, output: Path, profile: dict[str, Any], moments: Sequence[tuple[str, float]]
+) -> list[str]:
     """Kill training at moments, each so long after a phase has begun; then let it end. Returns where it was killed."""
     places = []
     for phase, delay in moments:
-        training = Training(root, output, PROFILE)
-        assert training.reach(phase), f"{phase}: {training.process.communicate()[1]}"
-        time.sleep(delay)
+        training = Training(root, output, profile)
+        if training.reach(phase):
+            time.sleep(delay)
         code, errors = training.end(signal.SIGKILL)
         newest = os.path.basename((training.checkpoints() or ["none"])[0])
         partial = (output / "checkpoints" / ".partial").exists()
         places.append(f"{phase}: {newest}{' and a part' if partial else ''}")
         assert code in (-signal.SIGKILL, 0), errors
-    training = Training(root, output, PROFILE)
+    training = Training(root, output, profile)
     _, errors = training.process.communicate(timeout=300)
     assert training.process.returncode == 0, errors
     assert "damaged" not in errors
@@ -166,19 +172,136 @@ def uninterrupted(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_killed_training_ends_as_if_it_had_not_been(root: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    kill_and_resume(root, tmp_path / "model", [("training", 0.7)])
+    kill_and_resume(root, tmp_path / "model", PROFILE, [("training", 0.7)])
     assert_same_training(uninterrupted, tmp_path / "model")
 
 
 @pytest.mark.slow
-def test_a_training_killed_at_20_random_moments_ends_as_if_it_had_not_been(
-    root: Path, uninterrupted: Path, tmp_path: Path
-) -> None:
+def test_a_training_killed_at_20_random_moments_ends_as_if_it_had_not_been(root: Path, tmp_path: Path) -> None:
+    profile = {**PROFILE, "train": {**PROFILE["train"], "epochs": 8}}
+    train(Profile.parse(profile), root, tmp_path / "uninterrupted", quiet=True)
     draw = random.Random(4)
     moments = [("starting", draw.uniform(3, 9)), ("measuring", draw.uniform(0, 0.4)), ("measuring", draw.uniform(0, 1))]
     moments += [("training", draw.uniform(0, 1.0)) for _ in range(14)]
     moments += [("finishing", draw.uniform(0, 2)) for _ in range(3)]
-    places = kill_and_resume(root, tmp_path / "model", moments)
+    places = kill_and_resume(root, tmp_path / "model", profile, moments)
     print(*places, sep="\n")
     assert len(set(places)) > 10
-    assert_same_training(uninterrupted, tmp_path / "model")
+    assert_same_training(tmp_path / "uninterrupted", tmp_path / "model")
+
+
+HELD_UP = """
+import ctypes, sys, time
+from umx_model.errors import InputError
+from umx_model.profile import Profile
+from umx_model.train import run as runs
+from umx_model.train import loop, steps
+from umx_model.train.run import Run
+from umx_model.train.trainer import train
+
+where, profile, root, output = sys.argv[1:]
+calls = []
+
+def hold_up():
+    calls.append(time.monotonic())
+    if len(calls) == 4:
+        print("held up", flush=True)
+        for _ in range(60):
+            ctypes.CDLL(None).usleep(999_999)  # does not let Python handle signals
+    elif where == "step":
+        time.sleep(2.1)  # long steps are expected to be long again
+
+compile_train, readable = steps.Steps.compile_train, loop.readable
+
+def compile_slowly(self, spec):
+    step = compile_train(self, spec)
+    def run(batch):
+        hold_up()
+        return step(batch)
+    return run
+
+def read_slowly(batches):
+    for batch in readable(batches):
+        hold_up()
+        yield batch
+
+if where == "step":
+    steps.Steps.compile_train = compile_slowly
+else:
+    loop.readable = read_slowly
+train(Profile.read(profile), root, output, quiet=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["step", "read"])
+def test_sigterm_saves_while_python_is_held_up(root: Path, tmp_path: Path, where: str) -> None:
+    profile = Profile.parse(PROFILE).updated({"train.checkpoint_minutes": 60.0})
+    profile.write(tmp_path)
+    arguments = [where, str(tmp_path / "profile.json"), str(root), str(tmp_path / "model")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HELD_UP, *arguments],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "held up\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    assert "SIGTERM" in process.communicate()[1]
+    assert tensors(tmp_path / "model" / "checkpoints")[1]["step"] == 3
+    # What it left goes on as if it had not been: the first three steps are those of another training.
+    train(profile.updated({"train.epochs": 1}), root, tmp_path / "model", resume=True, quiet=True)
+    train(profile.updated({"train.epochs": 1}), root, tmp_path / "other", quiet=True)
+    assert_same_training(tmp_path / "other", tmp_path / "model")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 8 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"file systems cannot be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_training_clearly_and_leaves_a_good_checkpoint(
+    root: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, filler = small_disk / "model", small_disk / "filler"
+    save, saved = Run.save, []
+
+    def fill_before_third(run: Run) -> None:
+        saved.append(run.state.step)
+        if len(saved) == 3:
+            with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+        save(run)
+
+    monkeypatch.setattr(Run, "save", fill_before_third)
+    profile = Profile.parse(PROFILE)
+    with pytest.raises(InputError, match=r"small/model: the disk is full \(0\.0 MB left.*resume") as error:
+        train(profile, root, output, quiet=True)
+    assert "\n" not in str(error.value)
+    assert not (output / "checkpoints" / ".partial").exists()
+    _, state = tensors(output / "checkpoints")
+    assert state["step"] == saved[-1] - 1
+    filler.unlink()
+    monkeypatch.setattr(runs, "write_model_folder", lambda folder, model, profile: profile)  # needs more
+    train(profile.updated({"train.epochs": 1}), root, output, resume=True, quiet=True)
+    assert tensors(output / "checkpoints")[1]["epoch"] == 1
+
+
+def test_a_disk_that_is_full_from_the_start(root: Path, small_disk: Path) -> None:
+    with contextlib.suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    profile = Profile.parse(PROFILE)
+    with pytest.raises(InputError, match="full|No space left"):
+        train(profile, root, small_disk / "model", quiet=True)
