@@ -20,8 +20,10 @@ from umx_model.data.track_folder import Sample, read_database
 from umx_model.model.spectral_filter import get_joint_spectral_filter
 from umx_model.model.umx import UMX
 from umx_model.profile import Profile
+from umx_model.train import run
 from umx_model.train.pictures import draw
 from umx_model.train.summaries import Summaries, choose_excerpts
+from umx_model.train.trainer import train
 
 RATE = 8000
 MODEL = {
@@ -243,3 +245,30 @@ def test_silence_can_be_drawn() -> None:
     picture = draw(rows, 8000, 256)
     for panel in bounds(picture, 1, 2)[0]:
         assert panel.max() == 6
+
+
+def test_watching_does_not_change_what_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "write_model_folder", lambda folder, model, profile: profile)  # takes long
+    root = helpers.make_database(tmp_path / "data", {"train": 2, "valid": 1}, ["vocals"], seconds=1, sample_rate=RATE)
+    settings = {"excerpt_seconds": 0.5, "batch_size": 2, "excerpts_per_sample": 2, "epochs": 2}
+    model = {**MODEL, "targets": ["vocals"], "layers": 2}  # with dropout
+    seen = []
+    for name, epochs in (("watched", 1), ("unwatched", 1000)):
+        profile = Profile.model_validate({"model": model, "train": {**settings, "summary_epochs": epochs}})
+        if name == "unwatched":
+            monkeypatch.setattr(Summaries, "excerpts", lambda *_: None)
+        train(profile, root, tmp_path / name, quiet=True)
+        reader = tf.train.load_checkpoint(str(tmp_path / name / "checkpoints"))
+        names = [name for name in reader.get_variable_to_shape_map() if name.startswith(("model/", "optimizer/"))]
+        seen.append({name: reader.get_tensor(name) for name in names})
+    assert len(seen[0]) > 30
+    for name, value in seen[0].items():
+        np.testing.assert_array_equal(value, seen[1][name], err_msg=name)
+    logs = tmp_path / "watched" / "logs"
+    assert [event.step for event in shown(logs / "excerpts").Tensors("song00/mixture")] == [2, 4]
+    assert [step for step, _ in curve(logs, "valid_loss")] == [2, 4]
+    for tag in ("gradient_norm", "step_seconds", "excerpts_per_second", "train_loss/vocals"):
+        points = curve(logs, tag)
+        assert {2, 4} <= {step for step, _ in points}
+        assert all(value > 0 for _, value in points)
+    assert curve(logs, "epoch")[-1] == (4, 2)

@@ -133,6 +133,7 @@ class Loop:
                     self._settle()
                     if self._run.workers.chief:
                         self._log_training()
+                    self._meter.restart()
                 if stop:
                     self._stop()
                 if save:
@@ -157,11 +158,15 @@ class Loop:
             if self._pending is None:
                 return
             (result, first_excerpt), self._pending = self._pending, None
-            losses = getattr(result, "losses", result).numpy()
+            losses = result.losses.numpy()
             self._expect_finite(losses, "training", first_excerpt)
+            if self._settings.precision != "float16" and not np.isfinite(result.gradient_norm):
+                raise NonFiniteError("the gradient is no longer a number", first_excerpt)
+            if not np.isfinite(float(result.objective)):  # of waveforms, which magnitudes say nothing about
+                raise NonFiniteError("the training objective is no longer a number", first_excerpt)
             state, share = self._run.state, self._settings.batch_size * losses
             state.loss_sums = [float(sum_ + loss) for sum_, loss in zip(state.loss_sums, share, strict=True)]
-            self._meter.count(losses)
+            self._meter.count(losses, float(result.gradient_norm))
 
     def _validate(self, batches: Any, step: Any) -> np.ndarray:
         """Return the loss per target over all frames of the valid samples."""
@@ -246,11 +251,10 @@ class Loop:
             state.epoch + state.epoch_excerpts / self._epoch_excerpts,
             losses=meter.losses / meter.steps,
             learning_rate=float(self._run.optimizer.learning_rate.numpy()),
-            gradient_norm=float("nan"),
+            gradient_norm=meter.gradient_norm,
             excerpts_per_second=meter.steps * self._settings.batch_size / seconds,
             step_seconds=(seconds - meter.waited) / meter.steps,
         )
-        meter.restart()
 
     def _note(self) -> str:
         """What the progress bar says besides."""
@@ -258,7 +262,20 @@ class Loop:
         done = state.epoch_excerpts - self._settings.batch_size * (self._pending is not None)
         loss = f"loss {np.mean(state.loss_sums) / done:.4g}" if done else ""
         best = state.stopping.best
-        return loss + (f", best validated {best:.4g}" if best < np.inf else "")
+        loss += f", best validated {best:.4g}" if best < np.inf else ""
+        return f"{loss}, all within {self._time_left()}" if done else loss
+
+    def _time_left(self) -> str:
+        """How long the rest of the training takes at most: until the last epoch, or until time is up."""
+        run, state = self._run, self._run.state
+        epochs = state.epoch + state.epoch_excerpts / self._epoch_excerpts
+        seconds = run.seconds / epochs * (self._settings.epochs - epochs)
+        if self._settings.max_minutes is not None:
+            seconds = min(seconds, 60 * self._settings.max_minutes - run.seconds)
+        for length, unit in ((86400, "days"), (3600, "h")):
+            if seconds > 2 * length:
+                return f"{seconds / length:.1f} {unit}"
+        return f"{max(1, round(seconds / 60))} min"
 
     def _save(self) -> None:
         with self._run.lock:
@@ -290,6 +307,7 @@ class _Meter:
         since: when that was, on the monotonic clock.
         steps: made since.
         losses: per target, summed over these steps.
+        gradient_norm: its mean over these steps, without those that overflowed.
         waited: seconds for data.
     """
 
@@ -302,10 +320,17 @@ class _Meter:
         self.since = time.monotonic()
         self.steps = 0
         self.losses = np.zeros(self._targets)
+        self._norms: list[float] = []
         self.waited = 0.0
 
-    def count(self, losses: np.ndarray) -> None:
+    @property
+    def gradient_norm(self) -> float:
+        return float(np.mean(self._norms)) if self._norms else np.nan
+
+    def count(self, losses: np.ndarray, gradient_norm: float) -> None:
         """Count a step."""
+        if np.isfinite(gradient_norm):
+            self._norms.append(gradient_norm)
         self.steps += 1
         self.losses += losses
 
