@@ -87,7 +87,7 @@ class _Ours:
 
         from umx_model.model.spectral_filter import get_joint_spectral_filter
         from umx_model.profile import Profile
-        from umx_model.train.adam import Adam
+        from umx_model.train.adam import make_optimizer
         from umx_model.train.steps import Steps
 
         targets = [f"target{index}" for index in range(excerpts.shape[-1])]
@@ -95,7 +95,7 @@ class _Ours:
             {"model": {"targets": targets, "hidden_size": hidden_size}, "train": {"batch_size": len(excerpts)}}
         )
         spectral_filter = get_joint_spectral_filter(profile.model)
-        optimizer = Adam(1e-3, epsilon=1e-8)
+        optimizer = make_optimizer(1e-3)
         optimizer.build(spectral_filter.trainable_variables)
         self._excerpts = tf.constant(excerpts)
         steps = Steps(tf.distribute.get_strategy(), spectral_filter, optimizer, profile)

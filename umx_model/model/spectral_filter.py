@@ -240,14 +240,14 @@ class BLSTMSpectralFilterLayer(BridgedSpectralFilterLayer):
         self.input_scale = self.add_weight(name="input_scale", shape=(self.max_bin,), initializer="ones")
         self.output_mean = self.add_weight(name="output_mean", shape=(self.bins,), initializer="ones")
         self.output_scale = self.add_weight(name="output_scale", shape=(self.bins,), initializer="ones")
-        self.encoder.build((None, None, self.max_bin * self.channels))
+        self.encoder.build((None, self.max_bin * self.channels))
         for lstm in [*self.forward_lstms, *self.backward_lstms]:
             lstm.build((None, None, hidden))
-        self.decoder.build((None, None, 2 * hidden))
-        self.mask.build((None, None, hidden))
+        self.decoder.build((None, 2 * hidden))
+        self.mask.build((None, hidden))
         for norm in (self.encoder_norm, self.decoder_norm):
-            norm.build((None, None, hidden))
-        self.mask_norm.build((None, None, self.bins * self.channels))
+            norm.build((None, hidden))
+        self.mask_norm.build((None, self.bins * self.channels))
 
     @property
     def features(self) -> int:
@@ -259,8 +259,10 @@ class BLSTMSpectralFilterLayer(BridgedSpectralFilterLayer):
         batch, frames = tf.shape(magnitude)[0], tf.shape(magnitude)[1]
         x = magnitude[:, :, : self.max_bin]
         x = (x + self.input_mean[:, tf.newaxis]) * self.input_scale[:, tf.newaxis]
-        x = tf.reshape(x, [batch, frames, self.max_bin * self.channels])
-        return tf.tanh(self.encoder_norm(self.encoder(x), training=training))  # [batch, frames, hidden]
+        # All frames in one matrix: of three axes, the gradient would be a product for each excerpt and their sum.
+        x = tf.reshape(x, [batch * frames, self.max_bin * self.channels])
+        x = tf.tanh(self.encoder_norm(self.encoder(x), training=training))
+        return tf.reshape(x, [batch, frames, self.features])
 
     def recur(self, encoding: tf.Tensor, training: bool) -> tf.Tensor:
         """Run the recurrent layers."""
@@ -275,7 +277,7 @@ class BLSTMSpectralFilterLayer(BridgedSpectralFilterLayer):
     def decode(self, magnitude: tf.Tensor, encoding: tf.Tensor, recurrent: tf.Tensor, training: bool) -> tf.Tensor:
         """Decode to a mask, and multiply the mixture by it."""
         batch, frames = tf.shape(magnitude)[0], tf.shape(magnitude)[1]
-        x = tf.concat([encoding, recurrent], axis=-1)  # [batch, frames, 2 * hidden]
+        x = tf.reshape(tf.concat([encoding, recurrent], axis=-1), [batch * frames, 2 * self.features])
         x = tf.nn.relu(self.decoder_norm(self.decoder(x), training=training))
         x = self.mask_norm(self.mask(x), training=training)
         x = tf.reshape(x, [batch, frames, self.bins, self.channels])

@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from umx_model.inference.xla import start_xla
+from umx_model.model.recurrent import fastest
 from umx_model.model.stft import ISTFTLayer, STFTLayer
 from umx_model.profile import Profile
 from umx_model.train.losses import (
@@ -76,6 +78,8 @@ class Steps:
         targets = len(self._targets)
         combine = self._settings.combination_loss
         self._combinations = source_combinations(targets) if combine else np.eye(targets, dtype=np.float32)
+        if self._settings.xla:
+            start_xla()
         weights = {id(weight) for weight in spectral_filter.weights}
         self._generators = [state for state in spectral_filter.variables if id(state) not in weights]
         replicas, generators = strategy.num_replicas_in_sync, len(self._generators)
@@ -135,7 +139,7 @@ class Steps:
         # A replica contributes its share of the mean over the whole batch; gradients are summed.
         frames = tf.cast(self._settings.batch_size * tf.shape(magnitude)[1], tf.float64)
         scale = tf.cast(self._optimizer.scale_loss(tf.ones([])), tf.float32)
-        with tf.GradientTape() as tape:
+        with tf.GradientTape() as tape, fastest():
             estimates = tf.cast(self._filter(magnitude, training=True), tf.float32)
             losses = squared_error(estimates, true_magnitudes) / frames
             if self._settings.combination_loss or self._settings.sdr_weight:
