@@ -14,6 +14,7 @@ import pytest
 import scipy.signal
 import soundfile as sf
 import tensorflow as tf
+from gcs import GcsServer
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from umx_model.data.track_folder import Sample, read_database
@@ -202,6 +203,38 @@ def test_a_full_disk_is_a_warning(tmp_path: Path) -> None:
     assert done.stderr.count("cannot be written") == 1
     steps = [step for step, _ in curve(tmp_path / "logs", "valid_loss")]
     assert steps == [2, 8]
+
+
+IN_A_BUCKET = """
+import json, sys
+from umx_model.data.track_folder import read_database
+from umx_model.model.spectral_filter import get_joint_spectral_filter
+from umx_model.profile import Profile
+from umx_model.train.summaries import Summaries
+
+profile = Profile.model_validate({"model": json.loads(sys.argv[2])})
+valid = read_database(sys.argv[1])["valid"]
+summaries = Summaries("gs://bucket/model", get_joint_spectral_filter(profile.model), profile, valid, step=0)
+for epoch in range(5, 65, 5):
+    summaries.training(epoch, 0.0, [1.0, 1.0], 0.01, 0.5, 20.0, 0.2)
+    summaries.validation(epoch, [1.0, 1.0])
+    summaries.excerpts(epoch, epoch)
+summaries.close()
+"""
+
+
+@pytest.mark.slow
+def test_logs_in_a_bucket(gcs: GcsServer, valid: tuple[Sample, ...], tmp_path: Path) -> None:
+    gcs.create_bucket("bucket")
+    done = gcs.run(IN_A_BUCKET, str(Path(valid[0].files["drums"].path).parents[2]), json.dumps(MODEL))
+    assert "cannot be written" not in done.stderr
+    for name in gcs.list("bucket", "model/logs/"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(gcs.download("bucket", name))
+    logs = tmp_path / "model" / "logs"
+    assert [step for step, _ in curve(logs, "valid_loss")] == list(range(5, 65, 5))
+    steps = [event.step for event in shown(logs / "excerpts").Tensors("song00/mixture")]
+    assert steps == [5, *range(20, 65, 5)]
 
 
 def bounds(picture: np.ndarray, rows: int, columns: int) -> list[list[np.ndarray]]:
