@@ -181,6 +181,28 @@ def test_gains_and_swaps_are_all_that_augmentation_changes(noise_database: Path)
     assert 15 < swaps < 45
 
 
+@pytest.mark.parametrize("random_track_mix", [False, True])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
+def test_augmented_targets_are_drawn_gains_times_the_audio_exactly(
+    tmp_path: Path, subtype: str, random_track_mix: bool
+) -> None:
+    root = make_database(tmp_path, {"train": 3, "valid": 1}, TARGETS, 1.0, RATE, 2, subtype)
+    both = [sources(root, target) for target in TARGETS]
+    lengths = tf.constant([RATE] * 3, tf.int64)
+    order = augmentation.sample_order(42, 3, 2 if random_track_mix else 1)
+    excerpts = take(root, 12, random_track_mix=random_track_mix)
+    for excerpt, (number, samples) in zip(excerpts, order, strict=False):
+        drawn = augmentation.draw(number, samples, 42, lengths, 2000, 2, (0.25, 1.25), 0.5)
+        expected = []
+        for target in range(2):
+            start = int(drawn.starts[target])
+            audio = both[target][int(drawn.samples[target])][start : start + 2000]
+            expected.append((audio[:, ::-1] if drawn.swaps[target] else audio) * drawn.gains[target].numpy())
+        np.testing.assert_array_equal(excerpt, np.stack(expected, axis=-1))
+        # The mixture that training makes of them.
+        np.testing.assert_array_equal(tf.reduce_sum(excerpt, axis=-1), expected[0] + expected[1])
+
+
 def draws(count: int, **options) -> augmentation.Draw:
     arguments = {
         "seed": 42,
