@@ -32,7 +32,9 @@ def expected(model: keras.Model, magnitude: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("compiled_frames", [None, 40])
-@pytest.mark.parametrize("settings", [{}, {"unidirectional": True}, {"bandwidth": 5000.0}, {"subclassed": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"unidirectional": True}, {"bandwidth": 5000.0}, {"subclassed": True}, {"bridges": True}]
+)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_equals_keras(compiled_frames: int | None, settings: dict[str, object], batch: int) -> None:
     model = random_filter(**settings)
@@ -47,8 +49,9 @@ def test_mono() -> None:
     np.testing.assert_allclose(FoldedBLSTM(model)(magnitude)[0], expected(model, magnitude), rtol=1e-4, atol=1e-5)
 
 
-def test_state_carries_a_unidirectional_model_on() -> None:
-    model = random_filter(unidirectional=True)
+@pytest.mark.parametrize("bridges", [False, True])
+def test_state_carries_a_unidirectional_model_on(bridges: bool) -> None:
+    model = random_filter(unidirectional=True, bridges=bridges)
     folded, magnitude = FoldedBLSTM(model), magnitudes(1, 30)
     first, state = folded(magnitude[:, :11])
     second, _ = folded(magnitude[:, 11:], state)

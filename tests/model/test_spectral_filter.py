@@ -141,6 +141,39 @@ def test_functional_and_subclassed_are_equal():
     np.testing.assert_array_equal(rebuilt(magnitude), estimates)
 
 
+@pytest.mark.parametrize("unidirectional", [False, True])
+def test_bridges_are_those_of_x_umx(unidirectional):
+    settings = {"targets": ("a", "b", "c"), "unidirectional": unidirectional, **SMALL}
+    plain = get_joint_spectral_filter(ModelProfile(**settings))
+    bridged = get_joint_spectral_filter(ModelProfile(**settings, bridges=True))
+    subclassed = JointSpectralFilter(ModelProfile(**settings, bridges=True))
+    assert [weight.path for weight in bridged.weights] == [weight.path for weight in plain.weights]
+    randomize(plain)
+    for model in (bridged, subclassed):
+        model.set_weights(plain.get_weights())
+    magnitude = magnitudes()
+    # The forward pass of asteroid's XUMX: `inputs`, `cross_1` and `cross_2` are its names.
+    filters = [plain.get_layer(target) for target in "abc"]
+    inputs = [layer.encode(magnitude, training=False) for layer in filters]
+    cross_1 = sum(inputs) / 3
+    cross_2 = 0.0
+    for layer, encoding in zip(filters, inputs, strict=True):
+        cross_2 += tf.concat([encoding, layer.recur(cross_1, training=False)], -1)
+    encoding, recurrent = tf.split(cross_2 / 3, 2, axis=-1)
+    expected = tf.stack([layer.decode(magnitude, encoding, recurrent, training=False) for layer in filters], -1)
+    np.testing.assert_allclose(bridged(magnitude), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(subclassed(magnitude), bridged(magnitude))
+    assert np.abs(plain(magnitude) - expected).max() > 0.01
+
+
+def test_bridges_train_all_filters_on_one_target():
+    model = get_joint_spectral_filter(ModelProfile(targets=("a", "b"), bridges=True, **SMALL))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(magnitudes(), training=True)[..., 0])
+    gradients = tape.gradient(loss, model.get_layer("b").trainable_weights)
+    assert any(gradient is not None and np.any(gradient) for gradient in gradients)
+
+
 def test_another_architecture_is_one_class():
     @register_spectral_filter("gain per bin")
     @keras.saving.register_keras_serializable(package="tests")
@@ -161,6 +194,8 @@ def test_another_architecture_is_one_class():
         model = make(profile)
         model.set_weights([np.full((33, 1), 0.25), np.full((33, 1), 0.75)])
         np.testing.assert_allclose(model(magnitude), np.stack([0.25 * magnitude, 0.75 * magnitude], -1), rtol=1e-6)
+        with pytest.raises(InputError, match="model.bridges: .*'gain per bin' have no parts"):
+            make(profile.model_copy(update={"bridges": True}))
 
 
 def test_unknown_architecture_names_the_known_ones():

@@ -141,6 +141,7 @@ class Checkpoints:
             "model": profile.model.model_dump(mode="json"),
             "data_fingerprint": data_fingerprint,
             "learning_rate": profile.train.learning_rate,  # at the start; the optimizer's may be lower
+            "precision": profile.train.precision,
         }
         # Variables one by one: given Keras objects, tf.train.Checkpoint leaves out those held in lists.
         self._model = checkpointable(spectral_filter)
@@ -179,7 +180,7 @@ class Checkpoints:
             What is another one now than in the checkpoint: `data_fingerprint`, `learning_rate`.
 
         Raises:
-            InputError: it belongs to another model profile, or all are damaged.
+            InputError: it belongs to another model profile or to another precision, or all are damaged.
         """
         damaged: list[str] = []
         for prefix in list_checkpoints(self.folder):
@@ -227,9 +228,18 @@ class Checkpoints:
             tf.train.Checkpoint(loop=loop).read(prefix).expect_partial()
             about = loop.document
             self._check_model(prefix, about["model"])
+            self._check_precision(prefix, about.get("precision", "float32"))
             checkpoint = tf.train.Checkpoint(model=self._model, optimizer=self._optimizer, loop=loop)
             checkpoint.read(prefix).assert_existing_objects_matched()
         return about
+
+    def _check_precision(self, latest: str, saved: str) -> None:
+        wanted = self._about["precision"]
+        if "float16" in (saved, wanted) and saved != wanted:
+            raise InputError(
+                f"{latest}: train.precision is {saved} there and {wanted} in the profile; float16 has a loss scale "
+                f"besides, so resume with {saved}, or train into another folder"
+            )
 
     def _check_model(self, latest: str, saved: dict[str, Any]) -> None:
         wanted = self._about["model"]
