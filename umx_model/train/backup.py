@@ -311,7 +311,7 @@ def restore_backup(destination: str, output: str, quiet: bool = False) -> bool:
         if theirs is None:
             return False
         if ours is not None and ours >= theirs:
-            _log.info("%s has step %d, its backup %s step %d: resuming the former", output, ours, destination, theirs)
+            _log.info("backup: %s is at step %d, %s at %d: resuming the former", output, ours, destination, theirs)
             return False
         names = list_files(destination)
         sizes = {name: tf.io.gfile.stat(os.path.join(destination, name)) for name in names}
@@ -327,7 +327,8 @@ def restore_backup(destination: str, output: str, quiet: bool = False) -> bool:
     for name in set(list_files(output)) - set(names):
         if name.startswith(f"{CHECKPOINTS}/"):
             os.remove(os.path.join(output, name))
-    _log.info("restored step %d from %s (%s)", theirs, destination, f"{output} was at {ours}" if ours else "all of it")
+    before = f"{output} was at step {ours}" if ours is not None else f"{output} had no checkpoints"
+    _log.warning("backup: restored step %d from %s; %s", theirs, destination, before)
     return True
 
 
