@@ -156,3 +156,14 @@ def test_interrupt(tmp_path):
     assert err.splitlines()[-1] == "umx-pro: interrupted"
     assert "Traceback" not in err
     assert time.monotonic() - sent < 30
+
+
+def test_a_bucket(umx_pro, music, gcs):
+    """The same is found in a bucket as in a folder."""
+    (music / "train" / "song01" / "drums.wav").write_bytes(b"RIFF, but not really" * 20)
+    gcs.upload(music, "bucket", "music")
+    program = "import sys; from umx_model.cli import main; main(sys.argv[1:])"
+    done = gcs.run(program, "check-data", "gs://bucket/music", "--json", "-", check=False)
+    code, out, _ = umx_pro("check-data", "music", "--json", "-")
+    assert (done.returncode, code) == (2, 2)
+    assert done.stdout.replace("gs://bucket/music", "music") == out

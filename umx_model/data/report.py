@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -183,12 +183,13 @@ def _check_all(
     with ProgressBar("checking", len(folders), "samples", quiet) as bar, ThreadPoolExecutor(_THREADS) as pool:
         try:
             futures: list[Future[SampleCheck]] = [pool.submit(check, index) for index in range(len(folders))]
-            shown, left = 0.0, set(futures)
-            while left:
-                _, left = wait(left, timeout=0.2, return_when=FIRST_COMPLETED)
-                bar.advance(sum(done) - shown, folders[min(int(sum(done)), len(folders) - 1)][1])
-                shown = sum(done)
-            yield from (future.result() for future in futures)
+            shown = 0.0
+            for (_, name), future in zip(folders, futures, strict=True):
+                while not future.done():
+                    bar.advance(sum(done) - shown, name)
+                    shown = sum(done)
+                    wait([future], timeout=0.2)
+                yield future.result()
         finally:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
