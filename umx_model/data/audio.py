@@ -137,7 +137,7 @@ def stream(
                 if start:
                     file.seek(start)
                 if remote is not None:
-                    remote.expect(remote.size() * (stop - start) // max(total, 1))
+                    remote.expect_share((stop - start) / max(total, 1))
                 while position < stop:
                     block = file.read(min(block_samples, stop - position), dtype="float32", always_2d=True)
                     _check_remote(remote)

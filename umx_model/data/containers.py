@@ -6,6 +6,7 @@ says of its own size gives them away.
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import Any, Literal, NamedTuple
 
@@ -70,15 +71,22 @@ def _find_samples(path: str) -> tuple[bytes, int, int]:
         else:
             position, size = 0, 0
         size = 0 if _is_unknown(size) else size
-        if position + size > file.size():
-            raise _truncated(path, f"its header promises {size} bytes of audio, {file.size() - position} found")
+        if position + size > _size(file):
+            raise _truncated(path, f"its header promises {size} bytes of audio, {_size(file) - position} found")
     return magic, position, size
+
+
+def _size(file: Any) -> int:
+    position = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(position)
+    return int(size)
 
 
 def _find_chunk(file: Any, chunks: _Chunks) -> tuple[int, int]:
     """Return where the content of the chunk with the samples starts, and its size; zeros if there is none."""
     position, long_size = chunks.first, 0
-    while position + chunks.header.size <= file.size():
+    while position + chunks.header.size <= _size(file):
         file.seek(position)
         identifier, size = chunks.header.unpack(file.read(chunks.header.size))
         position += chunks.header.size
@@ -103,7 +111,7 @@ def _is_unknown(size: int) -> bool:
 def check_ogg(path: str) -> None:
     """Raise InputError for an Ogg file without its last page (RFC 3533, section 6)."""
     with open_binary(path) as file:
-        file.seek(max(0, file.size() - 2 * _LARGEST_OGG_PAGE))
+        file.seek(max(0, _size(file) - 2 * _LARGEST_OGG_PAGE))
         tail = file.read()
     page = tail.rfind(b"OggS")
     header = tail[page : page + 27 + 255]
@@ -117,7 +125,7 @@ def check_ogg(path: str) -> None:
 def check_mp4(path: str) -> None:
     """Raise InputError for an MP4 or QuickTime file whose last box is cut; other files pass (ISO 14496-12)."""
     with open_binary(path) as file:
-        file_size, position = file.size(), 0
+        file_size, position = _size(file), 0
         while position + 16 <= file_size:
             file.seek(position)
             size, kind, long_size = struct.unpack(">I4sQ", file.read(16))

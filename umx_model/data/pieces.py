@@ -91,8 +91,8 @@ def _locate(info: audio.AudioInfo) -> _File:
         size = _IN_PLACE[info.format]
         try:
             place = find_wav_data(info.path)
-        except tf.errors.OpError as error:
-            raise InputError(f"{info.path}: cannot be read ({error.message})") from None
+        except (tf.errors.OpError, OSError) as error:
+            raise InputError(f"{info.path}: cannot be read ({getattr(error, 'message', error)})") from None
         if place is not None and place[1] == info.samples * info.channels * size:
             return _File(info.path, place[0], size)
     return _File(info.path, 0, 0)

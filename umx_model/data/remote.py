@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from email.message import Message
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import tensorflow as tf
 from tensorflow_io.python.ops import core_ops
@@ -77,9 +77,9 @@ def file_size(path: str) -> int:
     return _persistently(ask)
 
 
-def open_binary(path: str) -> Any:
-    """Open any file for reading in pieces, with `read`, `seek`, `tell` and `size`; may raise `tf.errors.OpError`."""
-    return RemoteFile(path) if is_remote(path) else tf.io.gfile.GFile(path, "rb")
+def open_binary(path: str) -> BinaryIO | RemoteFile:
+    """Open any file for reading in pieces; may raise `OSError` or `tf.errors.OpError`."""
+    return RemoteFile(path) if is_remote(path) else open(path, "rb")
 
 
 def read_range(path: str, start: int, length: int) -> bytes:
@@ -121,13 +121,9 @@ class RemoteFile(io.RawIOBase):
         self._ahead = _LEAST
         self._expected = 0
 
-    def expect(self, length: int) -> None:
-        """Say that about so many bytes are going to be read in a row, so that they are fetched at once."""
-        self._expected = min(length, _MOST_AT_ONCE)
-
-    def size(self) -> int:
-        """Return the length in bytes."""
-        return self._size
+    def expect_share(self, share: float) -> None:
+        """Say that about this share of the file is going to be read in a row, so that it is fetched at once."""
+        self._expected = min(round(share * self._size), _MOST_AT_ONCE)
 
     def readable(self) -> bool:
         """Return True."""
