@@ -73,7 +73,7 @@ def _assignments(changes: list[str] | None) -> dict[str, Any] | None:
 
 
 def main() -> int:
-    """Run the command line; returns the exit code: 2 for a user's mistake, 130 for Ctrl-C, 1 for a failure."""
+    """Run the command line; returns the exit code: 2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM, else 1."""
     from umx_model.errors import InputError
 
     try:
@@ -82,6 +82,10 @@ def main() -> int:
         return _end(_INTERRUPTED, code) if code == 130 else code
     except (KeyboardInterrupt, click.Abort):
         return _end(_INTERRUPTED, 130)
+    except SystemExit as stop:
+        if stop.code != 143:  # SIGTERM
+            raise
+        return _end("terminated; the same command continues where it stopped", 143)
     except click.UsageError as error:
         # What is replaced is a slip of typer's with click 8.2.
         message = error.format_message().rstrip(".").replace(" (env var: 'None')", "")

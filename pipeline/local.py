@@ -132,6 +132,7 @@ def run_local(settings: PipelineSettings, report: Callable[[str], None] = print)
         InputError: settings, database or folders cannot be used; one line per problem.
         ComponentError: a component failed.
         KeyboardInterrupt: Ctrl-C.
+        SystemExit: SIGTERM while it trains, with code 143.
     """
     check_settings(settings)
     with _locked(settings.output), logged_to(os.path.join(settings.output, "logs")) as log_file:
@@ -242,8 +243,8 @@ def _run(
             execution = component.launch()
         except InputError:
             raise
-        except _Interrupted:
-            raise KeyboardInterrupt from None
+        except _Interrupted as interruption:
+            raise interruption.signal from None
         except Exception as error:
             _log.info("%s failed", name, exc_info=True)
             raise ComponentError(f"{name} failed: {_first_line(error)}; more in {log_file}") from error
@@ -270,23 +271,27 @@ class _Done:
 
 
 class _Interrupted(Exception):  # noqa: N818 (it is no error)
-    """Ctrl-C while a component runs, as an exception after which TFX cleans up."""
+    """Ctrl-C or SIGTERM while a component runs, as an exception after which TFX cleans up."""
+
+    def __init__(self, signal: BaseException) -> None:
+        super().__init__(str(signal))
+        self.signal = signal
 
 
 class _PythonOperator(python_executor_operator.PythonExecutorOperator):
     def run_executor(self, execution_info: Any) -> Any:
         try:
             return super().run_executor(execution_info)
-        except KeyboardInterrupt:
-            raise _Interrupted from None
+        except (KeyboardInterrupt, SystemExit) as signal:
+            raise _Interrupted(signal) from None
 
 
 class _BeamOperator(beam_executor_operator.BeamExecutorOperator):
     def run_executor(self, execution_info: Any, make_beam_pipeline_fn: Any = None) -> Any:
         try:
             return super().run_executor(execution_info, make_beam_pipeline_fn)
-        except KeyboardInterrupt:
-            raise _Interrupted from None
+        except (KeyboardInterrupt, SystemExit) as signal:
+            raise _Interrupted(signal) from None
 
 
 _OPERATORS = {
