@@ -249,5 +249,6 @@ class Run:
         """Return an error that says what is not finite, where, and where to go on from."""
         return TrainingFailedError(
             f"{what} (epoch {self.state.epoch + 1}, step {self.state.step}); the last good checkpoint is "
-            f"{self.checkpoints.current}. A lower train.learning_rate may help, or train.on_non_finite=lower_rate"
+            f"{self.checkpoints.current or 'with the chief'}. "
+            "A lower train.learning_rate may help, or train.on_non_finite=lower_rate"
         )
