@@ -11,6 +11,7 @@ import tensorflow as tf
 from umx_model.data.remote import is_remote
 from umx_model.model.folder import BEST, CHECKPOINTS
 from umx_model.profile import FILE_NAME
+from umx_model.train.checkpoint_files import list_checkpoints
 
 STATE = "checkpoint"  # TensorFlow's name of the file that names the checkpoints of a folder
 
@@ -19,17 +20,16 @@ _UNWANTED = re.compile(r"(^|/)\.|\.partial(/|$)|\.tempstate|_temp/|/$")
 
 def newest_step(folder: str) -> int | None:
     """Return the step of the newest checkpoint in a model folder; None where there is none."""
-    latest = tf.train.latest_checkpoint(os.path.join(folder, CHECKPOINTS))
-    found = re.search(r"-(\d+)$", latest or "")
-    return int(found[1]) if found else None
+    found = list_checkpoints(os.path.join(folder, CHECKPOINTS))
+    return int(found[0].rpartition("-")[2]) if found else None
 
 
 def list_files(folder: str) -> list[str]:
     """Return the names of all files in a folder and those below it, without hidden and half-written ones.
 
-    A folder that is not there is empty. Each file comes after what it speaks of: checkpoints, the files
-    that name them (first that of the best weights, which the newest checkpoint knows about), the rest,
-    `profile.json`.
+    A folder that is not there is empty. Each file comes after what it speaks of: the best weights, the
+    checkpoints (data before the index, by which they are found), TensorFlow's files that name them, the
+    rest, `profile.json`.
     """
     names = []
     for place, _, files in tf.io.gfile.walk(folder):
