@@ -15,7 +15,7 @@ import tensorflow as tf
 from umx_model.data import audio
 from umx_model.data.containers import find_wav_data
 from umx_model.data.remote import is_remote, read_range
-from umx_model.data.track_folder import Sample, concurrently
+from umx_model.data.track_folder import Sample
 from umx_model.errors import InputError
 
 # Bytes of a sample, for the encodings that are read in place.
@@ -42,17 +42,20 @@ class PieceReader:
     Args:
         samples: of one channel count.
         targets: names, in the order of the last axis.
-
-    Raises:
-        InputError: a file cannot be read.
     """
 
     def __init__(self, samples: Sequence[Sample], targets: Sequence[str]) -> None:
-        infos = [sample.files[target] for sample in samples for target in targets]
-        files = concurrently(_locate, infos)
-        self._files = [files[first : first + len(targets)] for first in range(0, len(files), len(targets))]
+        self._infos = [[sample.files[target] for target in targets] for sample in samples]
         self._channels = samples[0].channels
-        self.any_remote = any(is_remote(file.path) for file in files)
+        self._located: dict[str, _File] = {}
+        self.any_remote = any(is_remote(info.path) for infos in self._infos for info in infos)
+
+    def _file(self, info: audio.AudioInfo) -> _File:
+        """Locate a file's samples when it is first read: for all files at once, that would delay the start."""
+        file = self._located.get(info.path)
+        if file is None:
+            file = self._located[info.path] = _locate(info)
+        return file
 
     def read(
         self, samples: np.ndarray, starts: np.ndarray, length: np.int64, gains: np.ndarray, swaps: np.ndarray
@@ -74,7 +77,7 @@ class PieceReader:
         """
         waveforms = _aligned((int(length), self._channels, len(samples)))
         for target, (sample, start) in enumerate(zip(samples, starts, strict=True)):
-            values, scale = _read(self._files[sample][target], int(start), int(length), self._channels)
+            values, scale = _read(self._file(self._infos[sample][target]), int(start), int(length), self._channels)
             factor = np.float32(gains[target] * scale)
             out = waveforms[..., target]
             if swaps[target] and self._channels == 2:
