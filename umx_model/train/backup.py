@@ -221,7 +221,8 @@ class Backup:
         except _REFUSALS as error:
             raise InputError(f"{there}: a backup cannot be written there ({_reason(error)})") from None
         if theirs is not None:
-            differing = _differences(theirs, self._profile)
+            # With nothing here yet, the data may be the same downloaded anew; the trainer tells if it is not as it was.
+            differing = _differences(theirs, self._profile, compare_data=self._step is not None)
             if differing:
                 raise InputError(
                     f"{there}: holds the backup of another training: {'; '.join(differing)}; choose another folder for "
@@ -341,11 +342,12 @@ def _read_profile(folder: str) -> Profile | None:
         return None
 
 
-def _differences(theirs: Profile, ours: Profile) -> list[str]:
+def _differences(theirs: Profile, ours: Profile, compare_data: bool) -> list[str]:
     """Say what tells two trainings apart."""
     there, here = theirs.model.model_dump(mode="json"), ours.model.model_dump(mode="json")
     differing = [f"model.{key} is {there[key]} there and {here[key]} here" for key in here if there[key] != here[key]]
-    if theirs.data_fingerprint and ours.data_fingerprint and theirs.data_fingerprint != ours.data_fingerprint:
+    known = theirs.data_fingerprint and ours.data_fingerprint
+    if compare_data and known and theirs.data_fingerprint != ours.data_fingerprint:
         differing.append("its database was another one, or has changed")
     return differing
 
