@@ -15,7 +15,7 @@ demo: setup ## train, evaluate and push on six seconds of real music, then separ
 	@$(BIN)/python examples/demo.py
 
 test: setup ## run the test suite
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: setup ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow

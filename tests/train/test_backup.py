@@ -372,7 +372,7 @@ def test_a_late_answer_does_not_cost_another_backup(
     other = Training(tmp_path / "other", fingerprint="other")
     behind = Training(tmp_path / "behind")
     behind.save(2)
-    for one, resume, reason in ((other, False, "another training"), (behind, True, "holds a later step")):
+    for one, resume, reason in ((other, False, "resume it"), (behind, True, "holds a later step")):
         caplog.clear()
         with one.backup(there, resume) as copies:
             copies.prepare()
