@@ -1,13 +1,13 @@
 """Time of a training step of the joint model, against one Open-Unmix model per target on the same cores.
 
     python -m benchmarks.training_step [--open-unmix-python PYTHON] [--hidden-size 512] [--batch 16] [--seconds 6]
-                                       [--targets 4] [--repeat 5] [--threads 2]
+                                       [--targets 4] [--repeat 4] [--threads 2]
 
 PYTHON is one of an environment with openunmix 1.3.0, a CPU build of PyTorch and NumPy (not torchaudio);
 without it ours runs alone, as while optimising. A step takes waveforms and ends with updated weights:
 transforms, forward, backward, weight decay, Adam; Open-Unmix's as in its `scripts/train.py`, one model
 after another. The excerpts are noise and the same in every step; nothing is read. Both programs are held
-to the same cores, in processes of their own, and run in turns, never at once.
+to the same cores, in processes of their own, and run in two turns each, never at once.
 
 Prints the median seconds of each program's step, their ratio, and the floor: the seconds that the network's
 matrix products alone (three times those of the forward pass) would take at the rate of large ones.
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--targets", type=int, default=4)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--repeat", type=int, default=4, help="steps per turn")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     # Before TensorFlow counts the cores; the other program inherits it.
@@ -59,22 +59,22 @@ def main() -> None:
         flop = 3 * options.batch * network_flop(shape[1], options.hidden_size) * options.targets / 4
         rate = matrix_rate()
         ours = _Ours(excerpts, options.hidden_size)
-        times, their_times = [], []
-        for step in range(options.repeat + 1):  # the first one compiles
-            seconds, their_seconds = ours.step(), theirs.step() if theirs else 0.0
-            if step:
-                times.append(seconds)
-                their_times.append(their_seconds)
-            else:
-                print(f"first step {seconds:.2f} s" + (f", Open-Unmix {their_seconds:.2f} s" if theirs else ""))
+        programs = [("ours", ours.step), *([("Open-Unmix", theirs.step)] if theirs else [])]
+        times: dict[str, list[float]] = {name: [] for name, _ in programs}
+        for turn in range(2):
+            for name, step in programs:
+                first = step()  # compiles, or brings back what the system has taken from a program that waits
+                if turn == 0:
+                    print(f"first step {first:.2f} s ({name})")
+                times[name] += [step() for _ in range(options.repeat)]
         if theirs:
             theirs.close()
-    median = statistics.median(times)
     print(f"floor      {flop / rate:.2f} s ({flop / 1e9:.0f} GFLOP at {rate / 1e9:.0f} GFLOP/s)")
-    print(f"ours       {median:.2f} s")
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    for name, seconds in times.items():
+        print(f"{name:10} {medians[name]:.2f} s (from {min(seconds):.2f} to {max(seconds):.2f})")
     if theirs:
-        their_median = statistics.median(their_times)
-        print(f"Open-Unmix {their_median:.2f} s\nratio      {median / their_median:.2f}")
+        print(f"ratio      {medians['ours'] / medians['Open-Unmix']:.2f}")
 
 
 class _Ours:
