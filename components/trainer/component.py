@@ -60,6 +60,7 @@ class Trainer(base_component.BaseComponent):
                     "umx_model.model",
                     "umx_model.data",
                     "umx_model.train",
+                    "umx_model.inference.xla",
                     "components.trainer",
                     "data_schema",
                 ),

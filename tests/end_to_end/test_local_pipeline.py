@@ -27,7 +27,7 @@ from pipeline.local import ComponentError, LocalRunResult, run_local
 from pipeline.settings import PipelineSettings
 from umx_model.errors import InputError
 from umx_model.profile import Profile
-from umx_model.train import trainer
+from umx_model.train.loop import Loop
 
 REPOSITORY = Path(__file__).parents[2]
 COMPONENTS = (
@@ -215,7 +215,7 @@ class TestOneOutputFolder:
         self, data: Path, output: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         helpers.make_sample(data / "train" / "new", seconds=1.5, sample_rate=8000, channels=1, seed=99)
-        finish = trainer._Run._finish_epoch
+        finish = Loop._finish_epoch
         finished = []
 
         def finish_once(self: Any, losses: np.ndarray) -> None:
@@ -226,7 +226,7 @@ class TestOneOutputFolder:
 
         lines: list[str] = []
         with monkeypatch.context() as patch:
-            patch.setattr(trainer._Run, "_finish_epoch", finish_once)
+            patch.setattr(Loop, "_finish_epoch", finish_once)
             with pytest.raises(ComponentError, match="Trainer failed: RuntimeError: out of luck"):
                 run_local(settings(data, output), lines.append)
         # The schema has not changed; all else depends on the data.
@@ -235,7 +235,7 @@ class TestOneOutputFolder:
         assert len(list((output / "training").iterdir())) == 1
 
         epochs = []
-        monkeypatch.setattr(trainer._Run, "_finish_epoch", lambda *args: (finish(*args), epochs.append(1)))
+        monkeypatch.setattr(Loop, "_finish_epoch", lambda *args: (finish(*args), epochs.append(1)))
         result, _ = run(data, output)
         assert result.cached == COMPONENTS[:4]
         assert len(epochs) == 1  # of two

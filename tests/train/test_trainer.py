@@ -384,7 +384,7 @@ def test_the_samples_of_a_bad_excerpt_are_named(tmp_path: Path, caplog: pytest.L
     profile = make_profile(epochs=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "input_statistics", lambda *_: (np.zeros(257), np.ones(257)))
-        with pytest.raises(TrainingFailedError, match="loss of drums"):
+        with pytest.raises(TrainingFailedError, match="loss of .*drums"):
             train(profile, root, tmp_path / "model", quiet=True)
     named = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert named
