@@ -19,9 +19,9 @@ import pytest
 import tensorflow as tf
 
 from umx_model.errors import InputError
+from umx_model.model.checkpoint_files import list_checkpoints
 from umx_model.profile import Profile
 from umx_model.train import run as runs
-from umx_model.train.checkpoint_files import list_checkpoints
 from umx_model.train.run import Run
 from umx_model.train.trainer import train
 

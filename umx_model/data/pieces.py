@@ -34,6 +34,7 @@ class _File(NamedTuple):
     path: str
     offset: int
     sample_bytes: int
+    may_be_non_finite: bool
 
 
 class PieceReader:
@@ -90,6 +91,8 @@ class PieceReader:
 
 
 def _locate(info: audio.AudioInfo) -> _File:
+    # Of encodings that libsndfile makes floats of, these hold floats themselves.
+    may_be_non_finite = info.format.endswith(("/FLOAT", "/DOUBLE"))
     if info.format in _IN_PLACE:
         size = _IN_PLACE[info.format]
         try:
@@ -97,14 +100,15 @@ def _locate(info: audio.AudioInfo) -> _File:
         except (tf.errors.OpError, OSError) as error:
             raise InputError(f"{info.path}: cannot be read ({getattr(error, 'message', error)})") from None
         if place is not None and place[1] == info.samples * info.channels * size:
-            return _File(info.path, place[0], size)
-    return _File(info.path, 0, 0)
+            return _File(info.path, place[0], size, may_be_non_finite)
+    return _File(info.path, 0, 0, may_be_non_finite)
 
 
 def _read(file: _File, start: int, length: int, channels: int) -> tuple[np.ndarray, np.float32]:
     """Return values `[length, channels]` of any type, and what to multiply them with for waveforms within [-1, 1]."""
     if not file.sample_bytes:
-        return _finite(audio.read(file.path, start, length), file.path), np.float32(1)
+        waveform = audio.read(file.path, start, length)
+        return _finite(waveform, file.path) if file.may_be_non_finite else waveform, np.float32(1)
     frame_bytes = file.sample_bytes * channels
     first, wanted = file.offset + start * frame_bytes, length * frame_bytes
     if file.sample_bytes == 2:

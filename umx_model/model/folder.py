@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from umx_model import profile as profiles
 from umx_model.errors import InputError
+from umx_model.model.checkpoint_files import list_checkpoints
 from umx_model.model.export import export_saved_model
 from umx_model.model.spectral_filter import get_joint_spectral_filter
 from umx_model.model.umx import UMX
@@ -145,7 +146,8 @@ def _locate(name: str) -> str:
         if tf.io.gfile.exists(weights):
             return weights
         for folder in (os.path.join(name, CHECKPOINTS, BEST), os.path.join(name, CHECKPOINTS), name):
-            latest = tf.train.latest_checkpoint(folder)
+            # Those of another program may have other names.
+            latest = next(iter(list_checkpoints(folder)), None) or tf.train.latest_checkpoint(folder)
             if latest:
                 return latest
         raise InputError(f"{name}: not a model folder; expected {profiles.FILE_NAME} and {WEIGHTS} in it")

@@ -18,9 +18,9 @@ import keras
 import tensorflow as tf
 
 from umx_model.errors import InputError
+from umx_model.model.checkpoint_files import DamagedError, damage, list_checkpoints, write
 from umx_model.model.folder import BEST, WEIGHTS, checkpointable
 from umx_model.profile import Profile
-from umx_model.train.checkpoint_files import DamagedError, damage, list_checkpoints, write
 from umx_model.train.schedule import EarlyStopping, PlateauDecay
 
 _log = logging.getLogger(__name__)

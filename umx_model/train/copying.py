@@ -9,9 +9,9 @@ import re
 import tensorflow as tf
 
 from umx_model.data.remote import is_remote
+from umx_model.model.checkpoint_files import list_checkpoints
 from umx_model.model.folder import BEST, CHECKPOINTS
 from umx_model.profile import FILE_NAME
-from umx_model.train.checkpoint_files import list_checkpoints
 
 STATE = "checkpoint"  # TensorFlow's name of the file that names the checkpoints of a folder
 
