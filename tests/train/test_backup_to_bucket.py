@@ -153,3 +153,9 @@ def test_training_ends_while_the_bucket_hangs(bucket: GcsServer, database: Path,
     assert "cannot be reached (no answer in 3 seconds); training goes on" in done.stderr
     assert "lacks what came last" in done.stderr
     assert bucket.list("bucket") == {}
+
+
+def test_an_output_in_a_missing_bucket_is_refused(gcs: GcsServer) -> None:
+    program = "from umx_model.train.checkpoints import prepare_output; prepare_output('gs://missing/model', False)"
+    done = gcs.run(program, check=False)
+    assert "InputError: gs://missing/model: output folder cannot be written" in done.stderr

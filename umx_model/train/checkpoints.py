@@ -21,6 +21,7 @@ from umx_model.errors import InputError
 from umx_model.model.checkpoint_files import DamagedError, damage, list_checkpoints, write
 from umx_model.model.folder import BEST, WEIGHTS, checkpointable
 from umx_model.profile import Profile
+from umx_model.train.copying import probe
 from umx_model.train.schedule import EarlyStopping, PlateauDecay
 
 _log = logging.getLogger(__name__)
@@ -283,11 +284,7 @@ def prepare_output(output: str, resume: bool) -> None:
                 f"{output}: holds a trained model ({WEIGHTS}) and no checkpoints to resume; "
                 f"choose another output folder, or remove that file"
             )
-        tf.io.gfile.makedirs(output)
-        probe = os.path.join(output, ".writable")
-        with tf.io.gfile.GFile(probe, "w") as file:
-            file.write("")
-        tf.io.gfile.remove(probe)
+        probe(output)
     except tf.errors.OpError as error:
         reason = error.message.strip().splitlines()[0] if error.message else type(error).__name__
         raise InputError(f"{output}: output folder cannot be written ({reason}); choose another one") from None
