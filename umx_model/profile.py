@@ -119,7 +119,7 @@ class TrainProfile(_Settings):
         "excerpts and the learning rate times plateau_factor, up to three times an epoch",
     )
     seed: StrictInt = Field(42, ge=0, le=2**32 - 1, description="of initial weights, excerpts and augmentation")
-    checkpoint_minutes: StrictFloat = Field(5.0, gt=0, description="time between checkpoints inside an epoch")
+    checkpoint_minutes: StrictFloat = Field(1.0, gt=0, description="time between checkpoints inside an epoch")
     keep_checkpoints: StrictInt = Field(3, ge=1, description="checkpoints kept; the best weights are kept besides")
     summary_epochs: StrictInt = Field(5, ge=1, description="epochs between excerpts and pictures in TensorBoard")
 

@@ -90,10 +90,10 @@ def check_data(
     except KeyboardInterrupt:
         raise click.Abort("interrupted") from None
     drift = None if older is None else hold_against(report, older)
-    if json_file is not None:
-        _write_json(json_file, report, drift)
     if json_file != "-":
         _print(report, drift, quiet)
+    if json_file is not None:
+        _write_json(json_file, report, drift)
     warnings = report.warnings or (drift is not None and drift.warnings)
     if report.problems or (strict and warnings):
         raise typer.Exit(WRONG_INPUT)

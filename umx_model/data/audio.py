@@ -277,6 +277,8 @@ def _check_file(path: str) -> None:
         raise InputError(f"{path}: is a folder; expected an audio file")
     if length == 0:
         raise InputError(f"{path}: zero-length file; replace it")
+    if not is_remote(path) and not os.access(path, os.R_OK):
+        raise InputError(f"{path}: cannot be read (permission denied)")
 
 
 def _check_complete(path: str, form: str) -> None:

@@ -60,7 +60,7 @@ def check_sample(
     mixture_peak = 0.0
     for blocks in zip_longest(*readers.values()):
         there = [block for block in blocks if block is not None]
-        if len(there) == len(readers):
+        if len(there) == len(readers) and len({len(block) for block in there}) == 1:  # else one is truncated
             mixture_peak = max(mixture_peak, float(np.abs(np.sum(there, axis=0)).max()))
         if progress is not None:
             progress(max(len(block) for block in there) / sample.length)

@@ -127,7 +127,7 @@ def _content(path: str, start: int, length: int) -> bytes:
     try:
         if is_remote(path):
             return read_range(path, start, length)
-        with open(path, "rb", buffering=0) as file:
+        with open(path, "rb") as file:
             file.seek(start)
             content = file.read(length)
     except tf.errors.OutOfRangeError:

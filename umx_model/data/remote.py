@@ -6,10 +6,12 @@ ahead off, so how much is asked for at a time is decided here.
 
 from __future__ import annotations
 
+import http.client
 import io
 import os
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from email.message import Message
@@ -46,21 +48,26 @@ def is_web(path: str) -> bool:
     return path.startswith(("http://", "https://"))
 
 
-def web_headers(address: str) -> Message:
+def web_address(path: str) -> str:
+    """Return a path as servers want it: spaces and letters beyond ASCII encoded."""
+    return urllib.parse.quote(path, safe="%/:?&=@+,;~!$'()*[]") if is_web(path) else path
+
+
+def web_headers(path: str) -> Message:
     """Ask a web server about a file. TensorFlow's own way of asking is to download it.
 
     Raises:
         tf.errors.OpError: there is no such file (`NotFoundError`), or no answer.
     """
     try:
-        request = urllib.request.Request(address, method="HEAD")
+        request = urllib.request.Request(web_address(path), method="HEAD")
         with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:
             return answer.headers
     except urllib.error.HTTPError as problem:
         lasting = tf.errors.NotFoundError if problem.code in (404, 410) else tf.errors.PermissionDeniedError
         kind = lasting if problem.code < 500 else tf.errors.UnavailableError
         raise kind(None, None, f"the server answers {problem.code} {problem.reason}") from None
-    except OSError as problem:
+    except (OSError, http.client.HTTPException) as problem:
         raise tf.errors.UnavailableError(None, None, str(problem)) from None
 
 
@@ -88,7 +95,8 @@ def read_range(path: str, start: int, length: int) -> bytes:
     Raises:
         tf.errors.OpError: it cannot be read, or (`OutOfRangeError`) ends before.
     """
-    return _persistently(lambda: core_ops.io_file_read(path, start, length, compression="").numpy())
+    address = web_address(path)
+    return _persistently(lambda: core_ops.io_file_read(address, start, length, compression="").numpy())
 
 
 def _persistently(attempt: Callable[[], T]) -> T:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import tensorflow as tf
 
+from umx_model.data.remote import is_remote
 from umx_model.errors import InputError
 
 PARTIAL = ".partial"
@@ -79,6 +80,7 @@ def write(checkpoint: tf.train.Checkpoint, folder: str, name: str, keep: int) ->
         # The index comes last in the alphabet: with it, the checkpoint can be seen.
         for file in sorted(tf.io.gfile.listdir(partial)):
             if file.startswith(f"{name}."):
+                _reach_disk(os.path.join(partial, file))
                 tf.io.gfile.rename(os.path.join(partial, file), os.path.join(folder, file), overwrite=True)
     finally:
         tf.io.gfile.rmtree(partial)
@@ -98,6 +100,14 @@ def write(checkpoint: tf.train.Checkpoint, folder: str, name: str, keep: int) ->
 
 def _remove(prefix: str) -> None:
     """Remove a checkpoint, the index first, without which the rest is not seen."""
-    for file in (f"{prefix}.index", *tf.io.gfile.glob(f"{prefix}.data-*")):
-        if tf.io.gfile.exists(file):
-            tf.io.gfile.remove(file)
+    folder, name = os.path.split(prefix)
+    files = [file for file in tf.io.gfile.listdir(folder) if file.startswith((f"{name}.index", f"{name}.data-"))]
+    for file in sorted(files, reverse=True):
+        tf.io.gfile.remove(os.path.join(folder, file))
+
+
+def _reach_disk(path: str) -> None:
+    """Wait until a file is where a power cut does not take it from."""
+    if not is_remote(path):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())

@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 
 from umx_model import profile as profiles
+from umx_model.data.remote import is_remote
 from umx_model.errors import InputError
 from umx_model.model.checkpoint_files import list_checkpoints
 from umx_model.model.export import export_saved_model
@@ -44,7 +45,8 @@ def write_model_folder(
         The profile as it was written, with the checksum of the weights.
     """
     path = os.fspath(folder)
-    tf.io.gfile.makedirs(path)
+    if not is_remote(path):  # buckets have no folders, and TensorFlow looks for ever for those of a missing one
+        tf.io.gfile.makedirs(path)
     exported, exporting = os.path.join(path, SAVED_MODEL), os.path.join(path, SAVED_MODEL + ".partial")
     if saved_model:  # first, as it takes longest and is likeliest to fail
         _remove(exporting)

@@ -5,7 +5,7 @@
         backup.request()  # after each checkpoint; returns at once
 
 The copy looks as the model folder does. At any moment training can go on from it: the files of a
-checkpoint are there before the state file that names them, and are removed after it names others.
+checkpoint are there before its index, by which it is found, and are removed after it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import tensorflow as tf
 from umx_model import profile as profiles
 from umx_model.data.remote import is_remote
 from umx_model.errors import InputError
+from umx_model.model.checkpoint_files import list_checkpoints
 from umx_model.model.folder import CHECKPOINTS, SAVED_MODEL
 from umx_model.profile import Profile
 from umx_model.progress import ProgressBar
@@ -80,7 +81,7 @@ class Backup:
         self._destination = destination.rstrip("/")
         self._resume = resume
         self._step = newest_step(output)  # None where there is no checkpoint
-        self._profile = profile if self._step is None else Profile.read(output)
+        self._profile = profile if self._step is None else _read_profile(output) or profile
         self._checked = False
         self._copied: dict[str, tuple[int, int]] | None = None  # size and time of files as they are there
         self._condition = threading.Condition()
@@ -314,7 +315,10 @@ def restore_backup(destination: str, output: str, quiet: bool = False) -> bool:
         if ours is not None and ours >= theirs:
             _log.info("backup: %s is at step %d, %s at %d: resuming the former", output, ours, destination, theirs)
             return False
+        # What says whose folder this is first, what says that all is there last: a restore may be interrupted.
+        last = f"{list_checkpoints(os.path.join(destination, CHECKPOINTS))[0]}.index"
         names = list_files(destination)
+        names.sort(key=lambda name: (name != profiles.FILE_NAME, os.path.join(destination, name) == last))
         sizes = {name: tf.io.gfile.stat(os.path.join(destination, name)) for name in names}
         total = sum(stat.length for stat in sizes.values()) / 1e6
         with ProgressBar("restoring the backup", total, "MB", quiet) as bar:

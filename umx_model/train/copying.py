@@ -8,13 +8,14 @@ import re
 
 import tensorflow as tf
 
-from umx_model.data.remote import is_remote
+from umx_model.data.remote import file_size, is_remote, read_range
 from umx_model.model.checkpoint_files import list_checkpoints
 from umx_model.model.folder import BEST, CHECKPOINTS
 from umx_model.profile import FILE_NAME
 
 STATE = "checkpoint"  # TensorFlow's name of the file that names the checkpoints of a folder
 
+_PIECE = 2**24  # bytes of a remote file that are fetched at a time
 _UNWANTED = re.compile(r"(^|/)\.|\.partial(/|$)|\.tempstate|_temp/|/$")
 
 
@@ -57,11 +58,22 @@ def copy_file(source: str, target: str, size: int) -> None:
         tf.io.gfile.copy(source, target, overwrite=True)
     else:
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        tf.io.gfile.copy(source, target + ".partial", overwrite=True)
+        _fetch(source, target + ".partial")
         os.replace(target + ".partial", target)
     copied = tf.io.gfile.stat(target).length
     if copied < size:
         raise OSError(f"{target}: {copied} bytes arrived of {size}")
+
+
+def _fetch(source: str, target: str) -> None:
+    """Copy a file to a local place; a remote one in large pieces, as TensorFlow would make many small requests."""
+    if not is_remote(source):
+        tf.io.gfile.copy(source, target, overwrite=True)
+        return
+    with open(target, "wb") as file:
+        size = file_size(source)
+        for start in range(0, size, _PIECE):
+            file.write(read_range(source, start, min(_PIECE, size - start)))
 
 
 def remove_file(path: str) -> None:

@@ -77,7 +77,7 @@ class Loop:
                 self._save()
             finally:
                 run.lock.release()
-        elif copy is not None:
+        elif copy is not None and not run.holds(copy):
             run.checkpoints.save_copy(copy)
 
     def _batches(self) -> Any:
@@ -234,6 +234,8 @@ class Loop:
             state.loss_sums = [0.0] * len(targets)
             run.save()
             run.write_profile()
+            if self._before_step is not None:
+                self._before_step = run.copy()  # the epoch counts as finished from here on
         if run.workers.chief:
             self._summaries.validation(state.step, valid_losses)
             self._summaries.excerpts(state.step, state.epoch, lambda: self._interrupt.requested)

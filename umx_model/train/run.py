@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -143,7 +144,7 @@ class Run:
         """Take over the newest checkpoint in the midst of training."""
         with self.lock:
             if self.workers.chief:
-                self._restore()
+                self._adapt(self._restore())
             self._follow_chief()
 
     def _restore(self) -> set[str]:
@@ -156,8 +157,9 @@ class Run:
         try:
             mean, std = input_statistics(self.profile, self.samples["train"], self.samples["valid"], self.quiet)
         except BaseException:
-            if not tf.io.gfile.listdir(self.output):  # nothing is written yet
-                tf.io.gfile.rmtree(self.output)
+            with contextlib.suppress(tf.errors.OpError):
+                if not tf.io.gfile.listdir(self.output):  # nothing is written yet
+                    tf.io.gfile.rmtree(self.output)
             raise
         set_input_statistics(self.spectral_filter, mean, std)
         self.write_profile()
@@ -209,6 +211,10 @@ class Run:
         """Take note of all that a checkpoint written now would hold."""
         self.state.seconds = self.seconds
         return self.checkpoints.copy(self.state)
+
+    def holds(self, copy: Copy) -> bool:
+        """Whether the last checkpoint holds what was copied."""
+        return (copy.state["epoch"], copy.state["step"], copy.state["epoch_excerpts"]) == self._saved
 
     def save_best(self) -> None:
         """Write the model as the best so far."""

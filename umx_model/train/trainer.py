@@ -70,6 +70,10 @@ def train(
         Terminated: after SIGTERM, likewise; a SystemExit with code 143.
     """
     strategy = choose_strategy()  # must come before any other TensorFlow operation
+    workers = Workers(strategy)
+    if resume and workers.count > 1:  # the others may not see the folder that holds it
+        with workers.noticing_loss():
+            profile = Profile.parse(workers.share_text(profile.model_dump_json()))
     if isinstance(data, Mapping):
         samples = data
     else:
@@ -77,16 +81,15 @@ def train(
         data_fingerprint = data_fingerprint or database_fingerprint(os.fspath(data))
     check_trainable(profile, samples, strategy.num_replicas_in_sync)
     folder = os.fspath(output)
-    workers = Workers(strategy)
     with workers.noticing_loss():
         lengths = {split: [(sample.id, sample.length) for sample in samples[split]] for split in ("train", "valid")}
         workers.expect_same("profile and database", f"{profile.model_dump_json()} {lengths}")
         run = Run(profile, samples, folder, strategy, workers, data_fingerprint, quiet)
+        if workers.chief:
+            prepare_output(folder, resume)  # not before the model is built, which may refuse the profile
         if backup is not None and workers.chief:
             run.backup = Backup(folder, os.fspath(backup), run.profile, resume)
             run.backup.prepare(quiet)
-        if workers.chief:
-            prepare_output(folder, resume)  # not before the model is built, which may refuse the profile
         backing_up = run.backup or contextlib.nullcontext()
         with Interrupt() as interrupt, backing_up, explaining_full_disk(folder, run.checkpoint_bytes):
             run.start(resume)
