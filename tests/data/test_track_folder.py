@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,13 @@ import pytest
 import soundfile as sf
 from helpers import make_database, make_sample, stem, write_m4a
 
-from umx_model.data.track_folder import database_fingerprint, found_targets, list_sample_folders, read_database
+from umx_model.data.track_folder import (
+    concurrently,
+    database_fingerprint,
+    found_targets,
+    list_sample_folders,
+    read_database,
+)
 from umx_model.errors import InputError
 
 RATE = 44100
@@ -228,3 +236,21 @@ def test_without_named_targets_the_odd_sample_is_to_blame(tmp_path: Path) -> Non
     with pytest.raises(InputError, match="song00: lacks the target 'drums'") as error:
         read_database(root)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_files_are_read_in_many_threads_where_they_are_waited_for(wait: bool) -> None:
+    used = set()
+
+    def read(item: int) -> int:
+        began = time.perf_counter()
+        used.add(threading.get_ident())
+        if wait:
+            time.sleep(0.02)
+        else:
+            while time.perf_counter() - began < 0.002:
+                pass
+        return -item
+
+    assert concurrently(read, range(100)) == [-item for item in range(100)]
+    assert len(used) > 8 if wait else len(used) == 1

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,8 +46,9 @@ _LIBSNDFILE_EXTENSIONS = (
 # Known so that they are refused by name instead of reported as a missing target.
 _OTHER_EXTENSIONS = ("m4a", "mp4", "aac", "wma", "webm", "mka", "mkv", "mov", "avi", "ac3", "ape", "wv", "tta")
 
-# Reading a header waits for the disk or the network much longer than it computes.
-_HEADER_THREADS = 16
+# Files are read by one thread as long as it waits for less than this share of the time, and then by many,
+# which for a fast disk would mostly wait for each other.
+_WAITING_SHARE, _WATCHED_SECONDS, _THREADS = 0.75, 0.05, 16
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,9 @@ def read_database(
         there = ", ".join(sorted(found)) or "no audio files"
         raise InputError(f"{name}: no sample has the target {_quoted(unknown)}; the samples hold {there}")
     known = tuple(targets)
-    inspected = concurrently(lambda place: inspect_sample(name, *place, known), places)
+    inspected = concurrently(
+        lambda listed: inspect_sample(name, *listed[0], known, listed[1]), zip(places, files, strict=True)
+    )
     problems = [problem for _, sample_problems in inspected for problem in sample_problems]
     if problems:
         raise InputError("\n".join(problems))
@@ -156,14 +160,23 @@ def list_sample_folders(root: Path, splits: Sequence[str] | None = None) -> list
     return found
 
 
-def inspect_sample(root: Path, split: str, name: str, targets: Sequence[str]) -> tuple[Sample | None, list[str]]:
+def inspect_sample(
+    root: Path, split: str, name: str, targets: Sequence[str], found: dict[str, list[str]] | None = None
+) -> tuple[Sample | None, list[str]]:
     """Read the headers of one sample's files.
+
+    Args:
+        root: the database.
+        split: `train`, `valid` or `test`.
+        name: of the sample's folder.
+        targets: that it must have.
+        found: names of its audio files by target, if the folder was listed before.
 
     Returns:
         The sample, or None where it cannot be used, and one line for each problem.
     """
     folder = os.path.join(os.fspath(root), split, name)
-    found = _audio_files(os.fspath(root), split, name)
+    found = _audio_files(os.fspath(root), split, name) if found is None else found
     problems = []
     for target in targets:
         if target not in found:
@@ -269,9 +282,20 @@ def _differences(folder: str, infos: dict[str, AudioInfo]) -> list[str]:
 
 
 def concurrently(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Map a function that mostly waits for files."""
-    with ThreadPoolExecutor(_HEADER_THREADS) as pool:
-        return list(pool.map(function, items))
+    """Map a function that reads files, in as many threads as are of use for where the files are."""
+    remaining = iter(items)
+    results = []
+    began, computing = time.perf_counter(), time.thread_time()
+    for item in remaining:
+        results.append(function(item))
+        now = time.perf_counter()
+        if now - began > _WATCHED_SECONDS:
+            computed = time.thread_time() - computing
+            if computed < (1 - _WAITING_SHARE) * (now - began):
+                with ThreadPoolExecutor(_THREADS) as pool:
+                    return results + list(pool.map(function, remaining))
+            began, computing = now, computing + computed
+    return results
 
 
 def _quoted(names: Iterable[str]) -> str:
