@@ -18,7 +18,7 @@ test: setup ## run the test suite
 	@$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: setup ## run the tests that take minutes
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 lint: setup ## check style and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
