@@ -7,8 +7,9 @@ import pytest
 import soundfile as sf
 from helpers import make_sample
 
-from umx_model.data.audio import probe
-from umx_model.data.check import check_fits, check_sample, measure
+from umx_model.data.audio import stream
+from umx_model.data.check import check_fits, check_sample
+from umx_model.data.measure import Measurement
 from umx_model.data.track_folder import read_database
 from umx_model.errors import InputError
 from umx_model.profile import ModelProfile
@@ -19,7 +20,10 @@ TARGETS = ("vocals", "drums")
 
 def measured(path: Path, waveform: np.ndarray, subtype: str = "FLOAT"):
     sf.write(path, waveform, RATE, subtype=subtype)
-    return measure(probe(path))
+    measurement = Measurement(RATE)
+    for block in stream(path, measurement.block_samples):
+        measurement.add(block)
+    return measurement.result()
 
 
 def test_sine_after_silence(tmp_path: Path) -> None:

@@ -73,4 +73,3 @@ def test_a_worker_alone_hears_itself() -> None:
     assert workers.share_text("schön") == "schön"
     np.testing.assert_array_equal(workers.share(np.arange(3, dtype=np.uint32)), [0, 1, 2])
     workers.expect_same("profile", "x")
-    workers.wait()

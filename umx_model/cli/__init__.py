@@ -1,7 +1,7 @@
 """The command `umx-pro`; each subcommand is a module of this package, named after it.
 
 What a user can mend ends with `umx-pro: error: ...` and exit code 2, other failures with one line and
-1, Ctrl-C with 130. `UMX_PRO_DEBUG=1` adds the traceback.
+1, Ctrl-C with 130, SIGTERM while training with 143. `UMX_PRO_DEBUG=1` adds the traceback.
 
 The rest of `umx_model` needs TensorFlow, which takes seconds to import, so commands import what they
 use when they run: `umx-pro --help` and usage errors answer at once.
@@ -33,5 +33,5 @@ app.command()(export.export)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit: 0 done, 2 the user's mistake, 1 any other failure, 130 interrupted."""
+    """Run the command and exit: 0 done, 2 a mistake of the user, 1 any other failure, 130 after Ctrl-C, 143 after SIGTERM."""
     sys.exit(run(app, "umx-pro", arguments))

@@ -30,7 +30,7 @@ umx-pro check-data music --compare music.json
 
 def check_data(
     data: Annotated[
-        str, typer.Argument(help="Database: a folder with train/ and valid/, local or gs://.", metavar="DIR")
+        str, typer.Argument(help="Database: a folder with train/ and valid/, local, gs:// or https://.", metavar="DIR")
     ],
     targets: Annotated[
         str | None,

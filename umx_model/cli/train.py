@@ -43,8 +43,8 @@ def train(
     data: Annotated[
         str,
         typer.Option(
-            help="Database: a folder with train/ and valid/, local or gs://. `umx-pro check-data DIR` says what is "
-            "wrong with one.",
+            help="Database: a folder with train/ and valid/, local, gs:// or https://. `umx-pro check-data DIR` says "
+            "what is wrong with one.",
             metavar="DIR",
             rich_help_panel=_WHERE,
         ),

@@ -76,20 +76,6 @@ def check_sample(
     return SampleCheck(None if problems else sample, problems, statistics, mixture_peak if whole else None)
 
 
-def measure(info: AudioInfo) -> TargetStatistics:
-    """Measure one file; see `TargetStatistics`.
-
-    Raises:
-        InputError: the file is truncated or corrupt.
-    """
-    reader = _Reader(info)
-    for _ in reader:
-        pass
-    if reader.problem:
-        raise InputError(reader.problem)
-    return reader.measurement.result()
-
-
 class _Reader:
     """Reads and measures a file, up to where it cannot be read.
 

@@ -59,6 +59,10 @@ def web_headers(path: str) -> Message:
     Raises:
         tf.errors.OpError: there is no such file (`NotFoundError`), or no answer.
     """
+    return _persistently(lambda: _ask(path))
+
+
+def _ask(path: str) -> Message:
     try:
         request = urllib.request.Request(web_address(path), method="HEAD")
         with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:
@@ -78,10 +82,9 @@ def file_size(path: str) -> int:
         tf.errors.OpError: there is no such file, or no answer.
     """
 
-    def ask() -> int:
-        return int(web_headers(path)["Content-Length"] or 0) if is_web(path) else int(tf.io.gfile.stat(path).length)
-
-    return _persistently(ask)
+    if is_web(path):
+        return int(web_headers(path)["Content-Length"] or 0)
+    return _persistently(lambda: int(tf.io.gfile.stat(path).length))
 
 
 def open_binary(path: str) -> BinaryIO | RemoteFile:

@@ -174,10 +174,6 @@ class Workers:
             where = f" ({self.name} has another than the chief)" if differs else ""
             raise InputError(f"{what}: not the same on all workers{where}; start all with the same profile and data")
 
-    def wait(self) -> None:
-        """Wait for the others."""
-        self.maximum(0)
-
     @contextlib.contextmanager
     def noticing_loss(self) -> Iterator[None]:
         """Raise WorkerLostError where TensorFlow fails in here because a worker has died."""
