@@ -33,5 +33,5 @@ app.command()(export.export)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit: 0 done, 2 a mistake of the user, 1 any other failure, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run the command and exit: 0 done, 2 the mistake of a user, 1 any other failure, 130 Ctrl-C, 143 SIGTERM."""
     sys.exit(run(app, "umx-pro", arguments))
