@@ -1,12 +1,14 @@
-"""BSSEval v4 source-to-distortion ratios, aggregated as the median of medians.
+"""BSSEval v4, aggregated as the median of medians.
 
-    windows = windowed_sdr(references, estimates)      # [windows, targets] dB
-    track = track_score(windows)                       # [targets], median over windows
+    windows = windowed_sdr(references, estimates)      # SDR alone: [windows, targets] dB
+    windows = bss_eval(references, estimates)          # {"SDR": [windows, targets], "ISR": ..., "SIR": ..., "SAR": ...}
+    track = track_score(windows["SDR"])                # [targets], median over windows
     database = database_score([track, ...])            # [targets], median over tracks
 
 The figures are those of `museval.evaluate(..., mode="v4")` (sigsep/sigsep-mus-eval 0.4.1, Liutkus,
-Stöter and Ito, "The 2018 Signal Separation Evaluation Campaign", LVA/ICA 2018). SDR is the only one
-of the four BSSEval metrics that needs no distortion filter, which makes it fast and exact.
+Stöter and Ito, "The 2018 Signal Separation Evaluation Campaign", LVA/ICA 2018). SDR needs no distortion
+filter, which makes it fast and exact; the other three cost ten times as much.
+`umx_model.evaluation.whole_track` has other figures that are called SDR, too.
 """
 
 from __future__ import annotations
@@ -15,14 +17,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import scipy.fft
+
+from umx_model.evaluation.distortion_filters import distortion_filters
+from umx_model.evaluation.waveforms import Figures, Waveforms, check_pair, copy_piece, energy
+
+_WINDOWS_AT_ONCE = 8
+_BINS_AT_ONCE = 512
 
 
-def windowed_sdr(
-    references: npt.NDArray[np.floating],
-    estimates: npt.NDArray[np.floating],
-    window: int = 44100,
-    hop: int = 44100,
-) -> npt.NDArray[np.float64]:
+def windowed_sdr(references: Waveforms, estimates: Waveforms, window: int = 44100, hop: int = 44100) -> Figures:
     """SDR of each window: `10 log10(sum |s|^2 / sum |s_hat - s|^2)` over all samples and channels of it.
 
     Args:
@@ -39,53 +43,144 @@ def windowed_sdr(
     Raises:
         ValueError: shapes that do not match, a window or hop below 1, or non-finite audio.
     """
-    if references.ndim != 3 or estimates.ndim != 3 or references.shape[1:] != estimates.shape[1:]:
-        raise ValueError(
-            "references and estimates must both be [samples, channels, targets], "
-            f"got {references.shape} and {estimates.shape}"
-        )
-    if window < 1 or hop < 1:
-        raise ValueError(f"window and hop must be at least 1 sample, got {window} and {hop}")
-    length, _, targets = references.shape
-    count = (length - window + hop) // hop if window < length else min(length, 1)
-    scores = np.full((count, targets), np.nan)
-    for index in range(count):
-        reference = _piece(references, index * hop, min(window, length))
-        estimate = _piece(estimates, index * hop, min(window, length))
-        if not (np.isfinite(reference).all() and np.isfinite(estimate).all()):
-            raise ValueError(f"references or estimates hold non-finite values in window {index}")
-        if not (_any_silent(reference) or _any_silent(estimate)):
-            scores[index] = _sdr(reference, estimate)
-    return scores
+    return _decibels(*_signal_and_distortion(references, estimates, window, hop))
 
 
-def track_score(windows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+def bss_eval(
+    references: Waveforms, estimates: Waveforms, window: int = 44100, hop: int = 44100, filter_taps: int = 512
+) -> dict[str, Figures]:
+    """SDR, ISR, SIR and SAR of each window.
+
+    An estimate is split into `s + e_spat + e_interf + e_artif`: the true target; what filters turn that
+    into; what filters of the other targets add; what no filter explains. The filters are those that fit
+    best over the whole track; each window is filtered by itself, with silence around it.
+
+        SDR = |s|^2 / |e_spat + e_interf + e_artif|^2          ISR = |s|^2 / |e_spat|^2
+        SIR = |s + e_spat|^2 / |e_interf|^2                    SAR = |s + e_spat + e_interf|^2 / |e_artif|^2
+
+    Args:
+        references: as in `windowed_sdr`.
+        estimates: as in `windowed_sdr`.
+        window: as in `windowed_sdr`.
+        hop: as in `windowed_sdr`.
+        filter_taps: length of the filters in samples.
+
+    Returns:
+        "SDR", "ISR", "SIR" and "SAR", each `[windows, targets]` float64 in dB. SDR is that of
+        `windowed_sdr`; the others are NaN in the same silent windows, and where they are infinite.
+
+    Raises:
+        ValueError: as `windowed_sdr`, or `filter_taps` below 1.
+    """
+    if filter_taps < 1:
+        raise ValueError(f"filter_taps must be at least 1, got {filter_taps}")
+    signal, distortion = _signal_and_distortion(references, estimates, window, hop)
+    figures = {metric: np.full(signal.shape, np.nan) for metric in ("ISR", "SIR", "SAR")}
+    scored = np.flatnonzero(~np.isnan(signal).any(axis=1))
+    if len(scored):
+        parts = _Parts(*distortion_filters(references, estimates, filter_taps), min(window, len(references)))
+        for some in np.array_split(scored, -(-len(scored) // _WINDOWS_AT_ONCE)):
+            own, spatial, joint, interference, artifacts = parts.energies(references, estimates, some * hop)
+            figures["ISR"][some] = _decibels(signal[some], spatial)
+            figures["SIR"][some] = _decibels(own, interference)
+            figures["SAR"][some] = _decibels(joint, artifacts)
+    return {"SDR": _decibels(signal, distortion)} | figures
+
+
+def track_score(windows: npt.NDArray[np.floating]) -> Figures:
     """Median over windows, leaving NaN out: `[windows, targets]` -> `[targets]` (NaN where all are)."""
     return _nanmedian(np.asarray(windows, np.float64))
 
 
-def database_score(tracks: Sequence[npt.NDArray[np.floating]]) -> npt.NDArray[np.float64]:
+def database_score(tracks: Sequence[npt.NDArray[np.floating]]) -> Figures:
     """Median over tracks of their scores, leaving NaN out: a sequence of `[targets]` -> `[targets]`."""
     return _nanmedian(np.stack([np.asarray(track, np.float64) for track in tracks]))
 
 
-def _piece(waveforms: npt.NDArray[np.floating], start: int, length: int) -> npt.NDArray[np.float64]:
-    piece = waveforms[start : start + length].astype(np.float64)
-    return np.pad(piece, [(0, length - len(piece)), (0, 0), (0, 0)])
+def _signal_and_distortion(
+    references: Waveforms, estimates: Waveforms, window: int, hop: int
+) -> tuple[Figures, Figures]:
+    """`|s|^2` and `|s_hat - s|^2`, each `[windows, targets]`; NaN in silent windows."""
+    check_pair(references, estimates)
+    if window < 1 or hop < 1:
+        raise ValueError(f"window and hop must be at least 1 sample, got {window} and {hop}")
+    length, channels, targets = references.shape
+    count = (length - window + hop) // hop if window < length else min(length, 1)
+    signal, distortion = np.full((2, count, targets), np.nan)
+    reference, estimate = np.empty((2, min(window, length), channels * targets))
+    for index in range(count):
+        copy_piece(reference, references, index * hop)
+        copy_piece(estimate, estimates, index * hop)
+        silent = _any_silent(reference, targets) or _any_silent(estimate, targets)
+        estimate -= reference
+        energies = energy(reference, targets), energy(estimate, targets)
+        if not np.isfinite(energies).all():
+            raise ValueError(f"references or estimates hold non-finite values in window {index}")
+        if not silent:
+            signal[index], distortion[index] = energies
+    return signal, distortion
 
 
-def _any_silent(piece: npt.NDArray[np.float64]) -> bool:
+class _Parts:
+    """The parts of estimates, as spectra of windows: their energies need no waveforms (Parseval)."""
+
+    def __init__(self, joint: Figures, own: Figures, length: int) -> None:
+        """Take filters `[taps, references, estimates]` (see `distortion_filters`) to windows of `length` samples."""
+        taps, self._count, _ = joint.shape
+        self._length = length
+        self._size = scipy.fft.next_fast_len(length + taps - 1, real=True)
+        joint, own = (scipy.fft.rfft(filters, n=self._size, axis=0, workers=-1) for filters in (joint, own))
+        self._filters = np.concatenate([own, own - np.eye(self._count), joint, joint - own], axis=-1)
+
+    def energies(self, references: Waveforms, estimates: Waveforms, starts: npt.NDArray[np.int_]) -> Figures:
+        """Energies of `s + e_spat`, `e_spat`, `s + e_spat + e_interf`, `e_interf` and `e_artif`.
+
+        `[5, windows, targets]` for the windows that start at these samples.
+        """
+        count = self._count
+        windows = np.zeros((len(starts), self._size, 2 * count))
+        for window, start in zip(windows, starts, strict=True):
+            copy_piece(window[: self._length, :count], references, start)
+            copy_piece(window[: self._length, count:], estimates, start)
+        spectra = scipy.fft.rfft(windows, axis=1, overwrite_x=True, workers=-1)
+        # A bin stands for two, itself and its mirror image, but for the first, and the last of an even size.
+        spectra[:, 0] *= np.sqrt(0.5)
+        if self._size % 2 == 0:
+            spectra[:, -1] *= np.sqrt(0.5)
+
+        power = np.zeros((len(starts), 5, count))
+        for start in range(0, len(self._filters), _BINS_AT_ONCE):  # few enough to stay in the cache
+            bins = slice(start, start + _BINS_AT_ONCE)
+            true, estimated = np.split(spectra[:, bins].transpose(1, 0, 2), 2, axis=-1)
+            parts = (true @ self._filters[bins]).reshape(*true.shape[:2], 4, count)
+            power[:, :4] += _power(parts)
+            power[:, 4] += _power(estimated - parts[:, :, 2])
+        channels, targets = references.shape[1:]
+        return (2 / self._size * power.reshape(-1, 5, channels, targets).sum(axis=2)).swapaxes(0, 1)
+
+
+def _power(spectra: npt.NDArray[np.complex128]) -> Figures:
+    """`sum |X|^2` over the first axis."""
+    return np.einsum("b...,b...->...", spectra.real, spectra.real) + np.einsum(
+        "b...,b...->...", spectra.imag, spectra.imag
+    )
+
+
+def _any_silent(piece: Figures, targets: int) -> bool:
     """Whether a target's channels sum to zero throughout (museval's rule, so an opposite pair counts)."""
-    return bool((piece.sum(axis=1) == 0).all(axis=0).any())
+    channels = piece.reshape(len(piece), -1, targets)
+    if channels[len(piece) // 2].sum(axis=0).all():
+        return False  # one sample that is not silent will do
+    return bool((channels.sum(axis=1) == 0).all(axis=0).any())
 
 
-def _sdr(reference: npt.NDArray[np.float64], estimate: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    signal = np.sum(reference**2, axis=(0, 1))
-    distortion = np.sum((estimate - reference) ** 2, axis=(0, 1))
-    perfect = distortion == 0
-    return np.where(perfect, np.nan, 10 * np.log10(signal / np.where(perfect, 1, distortion)))
+def _decibels(signal: Figures, distortion: Figures) -> Figures:
+    """`10 log10(signal / distortion)`, NaN where that is not finite."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        decibels = 10 * np.log10(signal / distortion)
+    return np.where(np.isfinite(decibels), decibels, np.nan)
 
 
-def _nanmedian(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _nanmedian(scores: Figures) -> Figures:
     """`np.nanmedian` over the first axis, without its warning where there is nothing but NaN."""
     return np.array([np.median(finite) if len(finite := column[~np.isnan(column)]) else np.nan for column in scores.T])
