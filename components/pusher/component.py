@@ -47,7 +47,9 @@ class Pusher(base_component.BaseComponent):
                 model=model,
                 model_blessing=model_blessing,
                 push_destination=push_destination,
-                code_version=code_version("umx_model.profile", "umx_model.model", "components.pusher"),
+                code_version=code_version(
+                    "umx_model.profile", "umx_model.model", "umx_model.data.remote", "components.pusher"
+                ),
                 pushed_model=Channel(type=standard_artifacts.PushedModel),
             )
         )
