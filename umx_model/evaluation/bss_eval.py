@@ -20,10 +20,10 @@ import numpy.typing as npt
 import scipy.fft
 
 from umx_model.evaluation.distortion_filters import distortion_filters
-from umx_model.evaluation.waveforms import Figures, Waveforms, check_pair, copy_piece, energy
+from umx_model.evaluation.waveforms import Figures, Waveforms, check_pair, copy_piece, energies, in_threads
 
-_WINDOWS_AT_ONCE = 8
-_BINS_AT_ONCE = 512
+_WINDOWS_AT_ONCE = 4
+_BINS_AT_ONCE = 1024
 
 
 def windowed_sdr(references: Waveforms, estimates: Waveforms, window: int = 44100, hop: int = 44100) -> Figures:
@@ -79,8 +79,9 @@ def bss_eval(
     scored = np.flatnonzero(~np.isnan(signal).any(axis=1))
     if len(scored):
         parts = _Parts(*distortion_filters(references, estimates, filter_taps), min(window, len(references)))
-        for some in np.array_split(scored, -(-len(scored) // _WINDOWS_AT_ONCE)):
-            own, spatial, joint, interference, artifacts = parts.energies(references, estimates, some * hop)
+        batches = np.array_split(scored, -(-len(scored) // _WINDOWS_AT_ONCE))
+        results = in_threads(lambda some: parts.energies(references, estimates, some * hop), batches)
+        for some, (own, spatial, joint, interference, artifacts) in zip(batches, results, strict=True):
             figures["ISR"][some] = _decibels(signal[some], spatial)
             figures["SIR"][some] = _decibels(own, interference)
             figures["SAR"][some] = _decibels(joint, artifacts)
@@ -107,17 +108,17 @@ def _signal_and_distortion(
     length, channels, targets = references.shape
     count = (length - window + hop) // hop if window < length else min(length, 1)
     signal, distortion = np.full((2, count, targets), np.nan)
-    reference, estimate = np.empty((2, min(window, length), channels * targets))
+    reference, estimate = np.empty((2, channels * targets, min(window, length)))
     for index in range(count):
         copy_piece(reference, references, index * hop)
         copy_piece(estimate, estimates, index * hop)
         silent = _any_silent(reference, targets) or _any_silent(estimate, targets)
         estimate -= reference
-        energies = energy(reference, targets), energy(estimate, targets)
-        if not np.isfinite(energies).all():
+        figures = [energies(piece).reshape(channels, targets).sum(axis=0) for piece in (reference, estimate)]
+        if not np.isfinite(figures).all():
             raise ValueError(f"references or estimates hold non-finite values in window {index}")
         if not silent:
-            signal[index], distortion[index] = energies
+            signal[index], distortion[index] = figures
     return signal, distortion
 
 
@@ -125,53 +126,55 @@ class _Parts:
     """The parts of estimates, as spectra of windows: their energies need no waveforms (Parseval)."""
 
     def __init__(self, joint: Figures, own: Figures, length: int) -> None:
-        """Take filters `[taps, references, estimates]` (see `distortion_filters`) to windows of `length` samples."""
-        taps, self._count, _ = joint.shape
+        """Take filters (see `distortion_filters`) to windows of `length` samples."""
         self._length = length
-        self._size = scipy.fft.next_fast_len(length + taps - 1, real=True)
-        joint, own = (scipy.fft.rfft(filters, n=self._size, axis=0, workers=-1) for filters in (joint, own))
-        self._filters = np.concatenate([own, own - np.eye(self._count), joint, joint - own], axis=-1)
+        self._size = scipy.fft.next_fast_len(length + joint.shape[-1] - 1, real=True)
+        self._joint = scipy.fft.rfft(joint, n=self._size)
+        self._own = scipy.fft.rfft(own, n=self._size)
 
     def energies(self, references: Waveforms, estimates: Waveforms, starts: npt.NDArray[np.int_]) -> Figures:
         """Energies of `s + e_spat`, `e_spat`, `s + e_spat + e_interf`, `e_interf` and `e_artif`.
 
         `[5, windows, targets]` for the windows that start at these samples.
         """
-        count = self._count
-        windows = np.zeros((len(starts), self._size, 2 * count))
+        _, channels, targets, bins = self._own.shape
+        count = channels * targets
+        windows = np.zeros((len(starts), 2 * count, self._size))
         for window, start in zip(windows, starts, strict=True):
-            copy_piece(window[: self._length, :count], references, start)
-            copy_piece(window[: self._length, count:], estimates, start)
-        spectra = scipy.fft.rfft(windows, axis=1, overwrite_x=True, workers=-1)
+            copy_piece(window[:count, : self._length], references, start)
+            copy_piece(window[count:, : self._length], estimates, start)
+        spectra = scipy.fft.rfft(windows, overwrite_x=True)
         # A bin stands for two, itself and its mirror image, but for the first, and the last of an even size.
-        spectra[:, 0] *= np.sqrt(0.5)
+        spectra[..., 0] *= np.sqrt(0.5)
         if self._size % 2 == 0:
-            spectra[:, -1] *= np.sqrt(0.5)
+            spectra[..., -1] *= np.sqrt(0.5)
 
-        power = np.zeros((len(starts), 5, count))
-        for start in range(0, len(self._filters), _BINS_AT_ONCE):  # few enough to stay in the cache
-            bins = slice(start, start + _BINS_AT_ONCE)
-            true, estimated = np.split(spectra[:, bins].transpose(1, 0, 2), 2, axis=-1)
-            parts = (true @ self._filters[bins]).reshape(*true.shape[:2], 4, count)
-            power[:, :4] += _power(parts)
-            power[:, 4] += _power(estimated - parts[:, :, 2])
-        channels, targets = references.shape[1:]
-        return (2 / self._size * power.reshape(-1, 5, channels, targets).sum(axis=2)).swapaxes(0, 1)
+        sums = np.zeros((5, len(starts), count))
+        for start in range(0, bins, _BINS_AT_ONCE):  # few enough to stay in the cache
+            some = slice(start, start + _BINS_AT_ONCE)
+            true, estimated = np.split(spectra[..., some], 2, axis=1)
+            joint = _filtered(true, self._joint[..., some])
+            own = _filtered(true.reshape(-1, channels, targets, true.shape[-1]), self._own[..., some])
+            own = own.reshape(true.shape)
+            parts = (own, own - true, joint, joint - own, estimated - joint)
+            sums += [energies(part.view(np.float64)) for part in parts]
+        return 2 / self._size * sums.reshape(5, -1, channels, targets).sum(axis=2)
 
 
-def _power(spectra: npt.NDArray[np.complex128]) -> Figures:
-    """`sum |X|^2` over the first axis."""
-    return np.einsum("b...,b...->...", spectra.real, spectra.real) + np.einsum(
-        "b...,b...->...", spectra.imag, spectra.imag
-    )
+def _filtered(spectra: npt.NDArray[np.complex128], filters: npt.NDArray[np.complex128]) -> npt.NDArray[np.complex128]:
+    """`[windows, inputs, ..., bins]`, `[inputs, outputs, ..., bins]` -> `[windows, outputs, ..., bins]`."""
+    result = spectra[:, 0, np.newaxis] * filters[0]
+    for index in range(1, len(filters)):
+        result += spectra[:, index, np.newaxis] * filters[index]
+    return result
 
 
 def _any_silent(piece: Figures, targets: int) -> bool:
     """Whether a target's channels sum to zero throughout (museval's rule, so an opposite pair counts)."""
-    channels = piece.reshape(len(piece), -1, targets)
-    if channels[len(piece) // 2].sum(axis=0).all():
+    channels = piece.reshape(-1, targets, piece.shape[1])
+    if channels[..., channels.shape[-1] // 2].sum(axis=0).all():
         return False  # one sample that is not silent will do
-    return bool((channels.sum(axis=1) == 0).all(axis=0).any())
+    return bool((channels.sum(axis=0) == 0).all(axis=-1).any())
 
 
 def _decibels(signal: Figures, distortion: Figures) -> Figures:

@@ -13,12 +13,13 @@ solved once for all estimates.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import scipy.fft
 import scipy.linalg
 
-from umx_model.evaluation.waveforms import Figures, Waveforms, copy_piece
+from umx_model.evaluation.waveforms import Figures, Waveforms, copy_piece, in_threads
 
-_FFT_LENGTH = 8192
+_FFT_LENGTH = 4096
 _BLOCKS_AT_ONCE = 32
 
 
@@ -31,22 +32,20 @@ def distortion_filters(references: Waveforms, estimates: Waveforms, taps: int) -
         taps: length of the filters in samples.
 
     Returns:
-        Two float64 arrays `[taps, references, estimates]`, the last two axes counting channels and
-        targets as `channel * targets + target`: filters from all references to each estimate, and those
-        from the references of the same target only, zero for the others.
+        Float64 filters from all references to all estimates, `[channels * targets, channels * targets, taps]`,
+        and from the reference of each target to the estimate of it, `[channels, channels, targets, taps]`.
     """
-    targets = references.shape[2]
+    _, channels, targets = references.shape
     among, across = _correlations(references, estimates, taps)
     joint = _solve(among, across)
-    own = np.zeros_like(joint)
-    for target in range(targets):
-        channels = slice(target, None, targets)
-        own[:, channels, channels] = _solve(among[:, channels, channels], across[:, channels, channels])
-    return joint, own
+    shape = (channels, targets, channels, targets, taps)
+    among, across = among.reshape(shape), across.reshape(shape)
+    own = [_solve(among[:, target, :, target], across[:, target, :, target]) for target in range(targets)]
+    return joint, np.stack(own, axis=2)
 
 
 def _correlations(references: Waveforms, estimates: Waveforms, taps: int) -> tuple[Figures, Figures]:
-    """`sum over t of reference_a[t] signal_b[t + lag]` for lags from 0, `[lag, a, b]`.
+    """`sum over t of reference_a[t] signal_b[t + lag]` for lags from 0, `[a, b, lag]`.
 
     Of the references with each other, and of the references with the estimates.
     """
@@ -54,32 +53,34 @@ def _correlations(references: Waveforms, estimates: Waveforms, taps: int) -> tup
     count = references[0].size
     size = scipy.fft.next_fast_len(min(max(_FFT_LENGTH, 4 * taps), length + taps - 1), real=True)
     step = size - taps + 1  # so that no lag wraps around
-    spectrum = np.zeros((size // 2 + 1, count, 2 * count), np.complex128)
-    for first in range(0, length, step * _BLOCKS_AT_ONCE):
+
+    def cross_spectra(first: int) -> npt.NDArray[np.complex128]:
         starts = range(first, min(length, first + step * _BLOCKS_AT_ONCE), step)
-        signals = np.zeros((len(starts), size, 2 * count))
+        signals = np.zeros((len(starts), 2 * count, size))
         for signal, start in zip(signals, starts, strict=True):
-            stop = min(size, length - start)
-            copy_piece(signal[:stop, :count], references, start)
-            copy_piece(signal[:stop, count:], estimates, start)
-        blocks = scipy.fft.rfft(signals[:, :step, :count], n=size, axis=1, workers=-1)
-        signals = scipy.fft.rfft(signals, axis=1, overwrite_x=True, workers=-1)
-        spectrum += np.conj(blocks, out=blocks).transpose(1, 2, 0) @ signals.transpose(1, 0, 2)
-    correlations = scipy.fft.irfft(spectrum, n=size, axis=0)[:taps]
-    return correlations[..., :count], correlations[..., count:]
+            copy_piece(signal[:count], references, start)
+            copy_piece(signal[count:], estimates[:length], start)
+        blocks = np.conj(scipy.fft.rfft(signals[:, :count, :step], n=size))
+        spectra = scipy.fft.rfft(signals, overwrite_x=True)
+        # Copies: a matrix product for each bin is much faster where its rows lie together.
+        return np.ascontiguousarray(blocks.transpose(2, 1, 0)) @ np.ascontiguousarray(spectra.transpose(2, 0, 1))
+
+    spectrum = sum(in_threads(cross_spectra, range(0, length, step * _BLOCKS_AT_ONCE)))
+    correlations = np.moveaxis(scipy.fft.irfft(spectrum, n=size, axis=0)[:taps], 0, -1)
+    return correlations[:, :count], correlations[:, count:]
 
 
 def _solve(among: Figures, across: Figures) -> Figures:
-    """Solve the normal equations: correlations `[lag, a, b]` and `[lag, a, e]` -> filters `[tap, a, e]`."""
-    taps, count, outputs = across.shape
-    right = across.transpose(1, 0, 2).reshape(count * taps, outputs)
+    """Solve the normal equations: correlations `[a, b, lag]` and `[a, e, lag]` -> filters `[a, e, tap]`."""
+    count, outputs, taps = across.shape
+    right = across.swapaxes(1, 2).reshape(count * taps, outputs)
     try:
         # The matrix is symmetric: its transpose is itself, in the order that LAPACK overwrites in place.
         factor = scipy.linalg.cho_factor(_gram(among).T, lower=True, overwrite_a=True, check_finite=False)
         filters = scipy.linalg.cho_solve(factor, right, check_finite=False)
     except scipy.linalg.LinAlgError:
         filters = _solve_singular(_gram(among), right)
-    return filters.reshape(count, taps, outputs).transpose(1, 0, 2)
+    return filters.reshape(count, taps, outputs).swapaxes(1, 2)
 
 
 def _solve_singular(gram: Figures, right: Figures) -> Figures:
@@ -93,10 +94,10 @@ def _solve_singular(gram: Figures, right: Figures) -> Figures:
 
 def _gram(among: Figures) -> Figures:
     """Inner products of the delayed references, `[count * taps, count * taps]`, from their correlations."""
-    taps, count, _ = among.shape
+    count, _, taps = among.shape
     gram = np.empty((count, taps, count, taps))
     for a in range(count):
         for b in range(count):
-            lags = np.concatenate([among[:0:-1, b, a], among[:, a, b]])  # from 1 - taps to taps - 1
+            lags = np.concatenate([among[b, a, :0:-1], among[a, b]])  # from 1 - taps to taps - 1
             gram[a, :, b] = np.lib.stride_tricks.sliding_window_view(lags, taps)[:, ::-1]
     return gram.reshape(count * taps, count * taps)
