@@ -262,3 +262,7 @@ def test_refuses():
     broken[RATE, 0, 0] = np.nan
     with pytest.raises(ValueError, match="non-finite values in window 1"):
         bss_eval(noise(1), broken, RATE, RATE, 32)
+    broken = noise(2)
+    broken[-1, 0, 0] = np.inf  # behind the last window
+    with pytest.raises(ValueError, match="non-finite values"):
+        bss_eval(noise(1), broken, RATE, RATE, 32)

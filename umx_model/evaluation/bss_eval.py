@@ -7,7 +7,7 @@
 
 The figures are those of `museval.evaluate(..., mode="v4")` (sigsep/sigsep-mus-eval 0.4.1, Liutkus,
 Stöter and Ito, "The 2018 Signal Separation Evaluation Campaign", LVA/ICA 2018). SDR needs no distortion
-filter, which makes it fast and exact; the other three cost ten times as much.
+filter, which makes it fast and exact; the other three take more than ten times as long.
 `umx_model.evaluation.whole_track` has other figures that are called SDR, too.
 """
 

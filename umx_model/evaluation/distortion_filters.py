@@ -8,6 +8,11 @@ After E. Vincent, R. Gribonval and C. Févotte, "Performance measurement in blin
 separation", IEEE TASLP 14(4), 2006, in the way of `museval.metrics` (sigsep/sigsep-mus-eval 0.4.1, MIT
 licence). Here correlations come from short FFTs, summed over blocks of the track, and the equations are
 solved once for all estimates.
+
+References with nothing at all in some band, as decoders of lossy formats give them in floating point,
+leave the filters undetermined there. What windows cut off then leaks into that band, and rounding errors
+move SIR and SAR by some 0.01 dB, museval's own as much; 16 bits have noise enough to prevent it. Exact
+dependence (mono as stereo, a silent channel) is solved exactly.
 """
 
 from __future__ import annotations
@@ -34,9 +39,14 @@ def distortion_filters(references: Waveforms, estimates: Waveforms, taps: int) -
     Returns:
         Float64 filters from all references to all estimates, `[channels * targets, channels * targets, taps]`,
         and from the reference of each target to the estimate of it, `[channels, channels, targets, taps]`.
+
+    Raises:
+        ValueError: non-finite audio.
     """
     _, channels, targets = references.shape
     among, across = _correlations(references, estimates, taps)
+    if not (np.isfinite(among).all() and np.isfinite(across).all()):
+        raise ValueError("references or estimates hold non-finite values")
     joint = _solve(among, across)
     shape = (channels, targets, channels, targets, taps)
     among, across = among.reshape(shape), across.reshape(shape)
@@ -63,7 +73,12 @@ def _correlations(references: Waveforms, estimates: Waveforms, taps: int) -> tup
         blocks = np.conj(scipy.fft.rfft(signals[:, :count, :step], n=size))
         spectra = scipy.fft.rfft(signals, overwrite_x=True)
         # Copies: a matrix product for each bin is much faster where its rows lie together.
-        return np.ascontiguousarray(blocks.transpose(2, 1, 0)) @ np.ascontiguousarray(spectra.transpose(2, 0, 1))
+        blocks, spectra = (
+            np.ascontiguousarray(blocks.transpose(2, 1, 0)),
+            np.ascontiguousarray(spectra.transpose(2, 0, 1)),
+        )
+        with np.errstate(invalid="ignore"):  # non-finite audio, which is refused later
+            return blocks @ spectra
 
     spectrum = sum(in_threads(cross_spectra, range(0, length, step * _BLOCKS_AT_ONCE)))
     correlations = np.moveaxis(scipy.fft.irfft(spectrum, n=size, axis=0)[:taps], 0, -1)

@@ -15,7 +15,7 @@ Figures = npt.NDArray[np.float64]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_THREADS = 4  # each works on some ten megabytes
+_THREADS = 4  # each works on up to 60 MB
 
 
 def check_pair(references: Waveforms, estimates: Waveforms) -> None:
