@@ -128,7 +128,7 @@ class _Parts:
     def __init__(self, joint: Figures, own: Figures, length: int) -> None:
         """Take filters (see `distortion_filters`) to windows of `length` samples."""
         self._length = length
-        self._size = scipy.fft.next_fast_len(length + joint.shape[-1] - 1, real=True)
+        self._size = 2 * scipy.fft.next_fast_len((length + joint.shape[-1]) // 2, real=True)  # even
         self._joint = scipy.fft.rfft(joint, n=self._size)
         self._own = scipy.fft.rfft(own, n=self._size)
 
@@ -144,10 +144,7 @@ class _Parts:
             copy_piece(window[:count, : self._length], references, start)
             copy_piece(window[count:, : self._length], estimates, start)
         spectra = scipy.fft.rfft(windows, overwrite_x=True)
-        # A bin stands for two, itself and its mirror image, but for the first, and the last of an even size.
-        spectra[..., 0] *= np.sqrt(0.5)
-        if self._size % 2 == 0:
-            spectra[..., -1] *= np.sqrt(0.5)
+        spectra[..., [0, -1]] *= np.sqrt(0.5)  # each other bin stands for two: itself and its mirror image
 
         sums = np.zeros((5, len(starts), count))
         for start in range(0, bins, _BINS_AT_ONCE):  # few enough to stay in the cache
