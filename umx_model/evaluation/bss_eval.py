@@ -58,6 +58,8 @@ def bss_eval(
         SDR = |s|^2 / |e_spat + e_interf + e_artif|^2          ISR = |s|^2 / |e_spat|^2
         SIR = |s + e_spat|^2 / |e_interf|^2                    SAR = |s + e_spat + e_interf|^2 / |e_artif|^2
 
+    `track_score` and `database_score` aggregate each of them: the median over tracks of medians over windows.
+
     Args:
         references: as in `windowed_sdr`.
         estimates: as in `windowed_sdr`.
