@@ -27,7 +27,7 @@ app.command()(models.models)
 app.command(epilog=check_data.EXAMPLES)(check_data.check_data)
 app.command(epilog=train.EXAMPLES)(train.train)
 app.command(epilog=join.EXAMPLES)(join.join)
-app.command()(evaluate.evaluate)
+app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.add_typer(convert.convert_app, name="convert")
 app.command()(export.export)
 

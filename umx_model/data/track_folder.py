@@ -93,7 +93,7 @@ def read_database(
     """
     name = os.fspath(root)
     places = list_sample_folders(name, splits)
-    files = concurrently(lambda place: _audio_files(name, *place), places)
+    files = concurrently(lambda place: audio_files(name, *place), places)
     found = {target for sample_files in files for target in sample_files}
     if targets is None:
         targets = _common_targets(name, files)
@@ -127,7 +127,7 @@ def found_targets(root: Path, splits: Sequence[str] | None = None) -> list[str]:
     """
     name = os.fspath(root)
     places = list_sample_folders(name, splits)
-    return list(_common_targets(name, concurrently(lambda place: _audio_files(name, *place), places)))
+    return list(_common_targets(name, concurrently(lambda place: audio_files(name, *place), places)))
 
 
 def list_sample_folders(root: Path, splits: Sequence[str] | None = None) -> list[tuple[str, str]]:
@@ -176,7 +176,7 @@ def inspect_sample(
         The sample, or None where it cannot be used, and one line for each problem.
     """
     folder = os.path.join(os.fspath(root), split, name)
-    found = _audio_files(os.fspath(root), split, name) if found is None else found
+    found = audio_files(os.fspath(root), split, name) if found is None else found
     problems = []
     for target in targets:
         if target not in found:
@@ -248,10 +248,10 @@ def _identity(path: str) -> bytes:
     return digest.digest()
 
 
-def _audio_files(root: str, split: str, name: str) -> dict[str, list[str]]:
-    """File names by target."""
+def audio_files(root: str, *below: str) -> dict[str, list[str]]:
+    """Return the names of the audio files in a folder of a database by target, `mixture` left out."""
     found: dict[str, list[str]] = {}
-    for file in folders.names(root, split, name):
+    for file in folders.names(root, *below):
         target, extension = os.path.splitext(file)
         known = extension.lstrip(".").lower() in _LIBSNDFILE_EXTENSIONS + _OTHER_EXTENSIONS
         if known and target != "mixture":

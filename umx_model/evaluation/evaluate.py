@@ -34,7 +34,7 @@ Figures = npt.NDArray[np.float64]
 Evaluated = tuple[TrackScores, list[Excerpt]]
 
 # To be quoted with every figure: other aggregations of the same estimates differ by decibels.
-METRIC = "BSSEval v4 SDR in dB: median over samples of the median over 1 s windows"
+METRIC = "BSSEval v4 in dB: median over samples of the median over 1 s windows"
 
 # Of the time that a sample takes; the rest is for its scores.
 _SEPARATION_SHARE = 0.8
@@ -205,26 +205,34 @@ def read_finite(path: str) -> npt.NDArray[np.float32]:
     return waveform
 
 
-def table(tracks: Sequence[TrackScores], baseline: Sequence[TrackScores] | None = None) -> str:
-    """Return the scores of a database as lines of text, one per target, in dB.
+def columns(
+    tracks: Sequence[TrackScores], baseline: Sequence[TrackScores] | None = None
+) -> dict[str, dict[str, float]]:
+    """Return the scores of a database in dB, figure to target to value; NaN for none.
 
-    Columns are the metrics, each the median over tracks of the median over windows; the SDR of the mixture,
-    and how far the estimates are above it; and where there is a baseline, the same for that. A dash
-    stands for no score.
+    Figures are the metrics, each the median over tracks of the median over windows; `mixture`, the SDR that the
+    mixtures themselves get, and `gain`, how far the SDR is above it; and where there is a baseline, its SDR as
+    `baseline` and how far the SDR is above that as `change`.
     """
+    figures = {metric: _summarize(tracks, metric) for metric in tracks[0].windows}
+    figures["mixture"] = summarize_mixture(tracks)
+    figures["gain"] = _difference(figures[SDR], figures["mixture"])
+    if baseline is not None:
+        figures["baseline"] = _summarize(baseline)
+        figures["change"] = _difference(figures[SDR], figures["baseline"])
+    return figures
+
+
+def table(tracks: Sequence[TrackScores], baseline: Sequence[TrackScores] | None = None) -> str:
+    """Return the `columns` of a database as lines of text, one per target; a dash stands for no score."""
     if isinstance(tracks, Mapping):
         return _old_table(tracks)
-    columns: dict[str, Mapping[str, float]] = {metric: _summarize(tracks, metric) for metric in tracks[0].windows}
-    columns["mixture"] = summarize_mixture(tracks)
-    columns["gain"] = _difference(columns[SDR], columns["mixture"])
-    if baseline is not None:
-        columns["baseline"] = _summarize(baseline)
-        columns["change"] = _difference(columns[SDR], columns["baseline"])
+    figures = columns(tracks, baseline)
     width = max(len(target) for target in [*tracks[0].targets, "target"])
-    lines = [f"{'target':<{width}}" + "".join(f"  {name:>8}" for name in columns)]
+    lines = [f"{'target':<{width}}" + "".join(f"  {name:>8}" for name in figures)]
     for target in tracks[0].targets:
-        figures = (_shown(name, column.get(target, math.nan)) for name, column in columns.items())
-        lines.append(f"{target:<{width}}" + "".join(f"  {figure:>8}" for figure in figures))
+        cells = (_shown(name, values.get(target, math.nan)) for name, values in figures.items())
+        lines.append(f"{target:<{width}}" + "".join(f"  {cell:>8}" for cell in cells))
     return "\n".join(lines)
 
 
