@@ -239,16 +239,17 @@ def _evaluate_folders(
     def work(track: StemTrack, excerpts: bool, progress: Callable[[float, float], None]) -> Evaluated:
         return evaluate_track(track, pair=pair, excerpts=excerpts)
 
-    jobs = []
+    jobs, notes = [], []
     for number, folder in enumerate((estimates, baseline)):
         if folder is not None:
-            matched, notes = match_folders(references, folder, targets)
-            for note in notes:
-                complain(f"note: {note}")
+            matched, its_notes = match_folders(references, folder, targets)
+            notes += its_notes
             for track in matched:
                 sample = track.references
                 seconds = sample.length / sample.sample_rate
                 jobs.append(_Job(number == 1, sample.id, seconds, partial(work, track, excerpts and number == 0)))
+    for note in dict.fromkeys(notes):
+        complain(f"note: {note}")
     tracks, of_baseline, found = _run(jobs, quiet)
     split = os.path.basename(references.rstrip("/"))
     return Evaluation(

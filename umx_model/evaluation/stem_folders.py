@@ -176,14 +176,10 @@ def _match(
 def _lengths(track: StemTrack) -> list[str]:
     """Say which estimates are longer or shorter than their references."""
     lines = []
-    for target, info in track.estimates.items():
-        more = info.samples - track.references.length
-        if more:
-            seconds = abs(more) / info.sample_rate
-            how = (
-                f"{seconds:.3f} s longer than the reference, cut"
-                if more > 0
-                else (f"{seconds:.3f} s shorter than the reference, padded with silence")
-            )
-            lines.append(f"{track.references.id}: the estimate of {target} is {how}")
+    for info in track.estimates.values():
+        seconds = (info.samples - track.references.length) / info.sample_rate
+        if seconds > 0:
+            lines.append(f"{info.path}: {seconds:.3f} s longer than its reference, cut")
+        elif seconds < 0:
+            lines.append(f"{info.path}: {-seconds:.3f} s shorter than its reference, padded with silence")
     return lines
