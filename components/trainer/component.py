@@ -16,6 +16,7 @@ class TrainerSpec(ComponentSpec):
     PARAMETERS = {
         "profile": ExecutionParameter(type=str),
         "training_folder": ExecutionParameter(type=str),
+        "warm_start_from": ExecutionParameter(type=str),
         "code_version": ExecutionParameter(type=str),
     }
     INPUTS = {
@@ -43,18 +44,29 @@ class Trainer(base_component.BaseComponent):
         anomalies: of that index, found by ExampleValidator.
         profile: what to train and how; history and other traces of an earlier training are ignored.
         training_folder: a folder that outlives the run.
+        warm_start_from: folder of served versions: training starts from the weights of the current one, read when
+            it starts, where there is one of the same architecture, targets and sizes. Which one that is does not
+            make a finished training run again. Empty: training starts from random weights.
     """
 
     SPEC_CLASS = TrainerSpec
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(executor.Executor)
 
-    def __init__(self, examples: BaseChannel, anomalies: BaseChannel, profile: Profile, training_folder: str) -> None:
+    def __init__(
+        self,
+        examples: BaseChannel,
+        anomalies: BaseChannel,
+        profile: Profile,
+        training_folder: str,
+        warm_start_from: str = "",
+    ) -> None:
         super().__init__(
             TrainerSpec(
                 examples=examples,
                 anomalies=anomalies,
                 profile=Profile(model=profile.model, train=profile.train).model_dump_json(),
                 training_folder=training_folder,
+                warm_start_from=warm_start_from,
                 code_version=code_version(
                     "umx_model.profile",
                     "umx_model.model",
@@ -62,6 +74,7 @@ class Trainer(base_component.BaseComponent):
                     "umx_model.train",
                     "umx_model.inference.xla",
                     "components.trainer",
+                    "components.pusher.versions",
                     "data_schema",
                 ),
                 model=Channel(type=standard_artifacts.Model),

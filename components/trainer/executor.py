@@ -1,6 +1,7 @@
 """The work of Trainer: refuse anomalies, train where a crash can be resumed, hand over the model."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -12,12 +13,16 @@ from tfx.dsl.components.base import base_executor
 from tfx.types import Artifact, artifact_utils
 from tfx.utils import io_utils
 
+from components.pusher.versions import current_version
 from data_schema.index import read_index
 from umx_model.errors import InputError
 from umx_model.model.folder import SAVED_MODEL, WEIGHTS
 from umx_model.profile import FILE_NAME, Profile
 from umx_model.train.strategy import choose_strategy, is_chief
 from umx_model.train.trainer import train
+from umx_model.train.warm_start import check_start
+
+_log = logging.getLogger(__name__)
 
 _WORK = ("checkpoints", "logs")
 _MODEL = (FILE_NAME, WEIGHTS, os.path.join(SAVED_MODEL, "saved_model.pb"))
@@ -47,8 +52,9 @@ class Executor(base_executor.BaseExecutor):
             for split in artifact_utils.decode_split_names(examples.split_names)
         }
 
-        work = os.path.join(exec_properties["training_folder"], training_key(profile, data_version))
-        train(profile, samples, work, resume=True, data_fingerprint=data_version)
+        start = find_start(profile, exec_properties["warm_start_from"])
+        work = os.path.join(exec_properties["training_folder"], training_key(profile, data_version, start))
+        train(profile, samples, work, resume=True, data_fingerprint=data_version, start_from=start)
         if not is_chief(choose_strategy()):  # several machines run this; one hands the model over
             return
 
@@ -64,9 +70,31 @@ class Executor(base_executor.BaseExecutor):
         tf.io.gfile.rmtree(work)
 
 
-def training_key(profile: Profile, data_version: str) -> str:
-    """Name a training by what it trains and on which data, so that it is resumed and never mixed up."""
-    return hashlib.sha256(f"{profile.model_dump_json()}\0{data_version}".encode()).hexdigest()[:16]
+def find_start(profile: Profile, destination: str) -> str | None:
+    """Return the served version whose weights to start from.
+
+    Args:
+        profile: what will be trained.
+        destination: folder of versions; empty for a fresh start.
+
+    Returns:
+        The version's folder; None for a fresh start: nothing is served, or a model of another kind, of which
+        a warning tells. Whoever changes the profile wants its model, and a schedule should not stop over that.
+    """
+    start = current_version(destination) if destination else None
+    if start is not None:
+        try:
+            check_start(profile.model, start)
+        except InputError as error:
+            _log.warning("training starts from random weights: %s", error)
+            return None
+    return start
+
+
+def training_key(profile: Profile, data_version: str, start: str | None = None) -> str:
+    """Name a training by what it trains, on which data and from where, so that it is resumed and never mixed up."""
+    weights = f"\0{Profile.read(start).weights_sha256}" if start else ""
+    return hashlib.sha256(f"{profile.model_dump_json()}\0{data_version}{weights}".encode()).hexdigest()[:16]
 
 
 def refuse_anomalies(anomalies: Artifact) -> None:

@@ -79,6 +79,7 @@ def test_a_model_that_is_not_whole_is_no_success(
     properties = {
         "profile": Profile(model=ModelProfile(targets=("a",))).model_dump_json(),
         "training_folder": str(tmp_path / "training"),
+        "warm_start_from": "",
     }
 
     def run() -> None:

@@ -45,6 +45,7 @@ class LoopState:
         setbacks: how often training went back to a checkpoint since the last finished epoch.
         history: one entry per finished epoch, as in `Profile.history`.
         made_with: as in `Profile.made_with`.
+        started_from: the model whose weights training started from; None where they were random.
         resumed: steps at which another process took over.
     """
 
@@ -59,6 +60,7 @@ class LoopState:
     setbacks: int = 0
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
     made_with: dict[str, str] = dataclasses.field(default_factory=dict)
+    started_from: str | None = None
     resumed: list[int] = dataclasses.field(default_factory=list)
 
     @classmethod

@@ -23,6 +23,7 @@ from umx_model.train.checkpoints import Checkpoints, Copy, LoopState
 from umx_model.train.provenance import continued, provenance
 from umx_model.train.statistics import input_statistics
 from umx_model.train.strategy import Workers
+from umx_model.train.warm_start import take_weights
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Run:
         workers: the processes that do.
         data_fingerprint: of the database.
         quiet: show no progress bar.
+        start_from: model folder whose weights a new training starts from; None for random ones.
 
     Attributes:
         profile: as it is written, with history.
@@ -75,6 +77,7 @@ class Run:
         workers: Workers,
         data_fingerprint: str | None,
         quiet: bool,
+        start_from: str | None = None,
     ) -> None:
         self._began = time.monotonic()
         self.profile = profile.model_copy(
@@ -86,6 +89,7 @@ class Run:
         self.strategy = strategy
         self.workers = workers
         self.quiet = quiet
+        self._start_from = start_from
         self.state = LoopState.start(profile)
         self.state.made_with = provenance(strategy)
         self.lock = threading.RLock()
@@ -153,15 +157,18 @@ class Run:
         return changed
 
     def _prepare(self) -> None:
-        """Measure the music, and write the first checkpoint."""
+        """Take over another model's weights, or measure the music; then write the first checkpoint."""
         try:
-            mean, std = input_statistics(self.profile, self.samples["train"], self.samples["valid"], self.quiet)
+            if self._start_from is not None:
+                self.state.started_from = take_weights(self.spectral_filter, self.profile.model, self._start_from)
+            else:
+                mean, std = input_statistics(self.profile, self.samples["train"], self.samples["valid"], self.quiet)
+                set_input_statistics(self.spectral_filter, mean, std)
         except BaseException:
             with contextlib.suppress(tf.errors.OpError):
                 if not tf.io.gfile.listdir(self.output):  # nothing is written yet
                     tf.io.gfile.rmtree(self.output)
             raise
-        set_input_statistics(self.spectral_filter, mean, std)
         self.write_profile()
         self.save()
 
@@ -225,6 +232,8 @@ class Run:
     def write_profile(self) -> None:
         """Keep `profile.json` up to date, which checkpoints need to be loaded."""
         made_with = dict(self.state.made_with)
+        if self.state.started_from is not None:
+            made_with["started_from"] = self.state.started_from
         if self.state.resumed:
             made_with["resumed"] = f"at step {', '.join(map(str, self.state.resumed))}"
         self.profile = self.profile.model_copy(update={"made_with": made_with, "history": tuple(self.state.history)})

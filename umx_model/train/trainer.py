@@ -34,6 +34,7 @@ def train(
     quiet: bool = False,
     data_fingerprint: str | None = None,
     backup: str | os.PathLike[str] | None = None,
+    start_from: str | os.PathLike[str] | None = None,
 ) -> Profile:
     """Train a model.
 
@@ -58,12 +59,16 @@ def train(
         backup: a folder of its own, such as `gs://bucket/folder`, to which the model folder is copied in
             the background; see `umx_model.train.backup`. With `resume`, training goes on from there where
             it is ahead of `output`.
+        start_from: a model folder whose weights and input statistics training starts from, instead of random
+            weights and measured statistics; the optimizer starts anew, and the best epoch is chosen among the new
+            ones. Its targets, architecture and sizes must be the profile's. A training that is resumed goes on
+            from its own checkpoint.
 
     Returns:
         The profile as written: with history, package versions and data fingerprint.
 
     Raises:
-        InputError: data, profile, output folder or checkpoint cannot be used.
+        InputError: data, profile, output folder, checkpoint or model to start from cannot be used.
         TrainingFailedError: the loss is no longer a number.
         WorkerLostError: another worker has died.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
@@ -84,7 +89,8 @@ def train(
     with workers.noticing_loss():
         lengths = {split: [(sample.id, sample.length) for sample in samples[split]] for split in ("train", "valid")}
         workers.expect_same("profile and database", f"{profile.model_dump_json()} {lengths}")
-        run = Run(profile, samples, folder, strategy, workers, data_fingerprint, quiet)
+        start = None if start_from is None else os.fspath(start_from)
+        run = Run(profile, samples, folder, strategy, workers, data_fingerprint, quiet, start)
         if workers.chief:
             prepare_output(folder, resume)  # not before the model is built, which may refuse the profile
         if backup is not None and workers.chief:

@@ -1,0 +1,56 @@
+"""Starting from the weights of a model that is there already."""
+
+from __future__ import annotations
+
+import keras
+
+from umx_model.errors import InputError
+from umx_model.model.folder import checkpointable, read_model
+from umx_model.profile import ModelProfile, Profile
+
+# These change how weights are used or trained, not what they mean.
+_FREE = ("niter", "softmask", "window_frames", "dropout")
+
+
+def check_start(profile: ModelProfile, start_from: str) -> None:
+    """Refuse to start from a model of another kind.
+
+    Args:
+        profile: of the model to be trained.
+        start_from: path of the model to start from, a model folder with its profile.
+
+    Raises:
+        InputError: there is no profile, or architecture, targets, sizes or what the bins stand for differ.
+    """
+    there = Profile.read(start_from).model
+    names = [name for name in ModelProfile.model_fields if name not in _FREE]
+    differing = [
+        f"model.{name} is {getattr(there, name)!r} there, {getattr(profile, name)!r} here"
+        for name in names
+        if getattr(there, name) != getattr(profile, name)
+    ]
+    if differing:
+        raise InputError(f"{start_from}: no model to start from: {'; '.join(differing)}; start afresh, or agree")
+
+
+def take_weights(spectral_filter: keras.Model, profile: ModelProfile, start_from: str) -> str:
+    """Give a model the weights of another, input statistics included.
+
+    Args:
+        spectral_filter: the joint model to change.
+        profile: of it.
+        start_from: path of the other, a model folder.
+
+    Returns:
+        A word on where the weights are from, to be recorded.
+
+    Raises:
+        InputError: the other is missing, damaged or of another kind.
+    """
+    check_start(profile, start_from)
+    model, there = read_model(start_from)
+    found = checkpointable(model.spectral_filter)
+    for name, variable in checkpointable(spectral_filter).items():
+        if name in found and not name.startswith("state_"):
+            variable.assign(found[name])
+    return f"{start_from} (weights {(there.weights_sha256 or 'unnamed')[:12]})"
