@@ -86,8 +86,7 @@ def run(output: str) -> bool:
     from pipeline.local import run_local, usage
     from pipeline.settings import PipelineSettings
     from umx_model.data import audio
-    from umx_model.evaluation.bss_eval import track_score, windowed_sdr
-    from umx_model.evaluation.evaluate import TargetScore, table
+    from umx_model.evaluation.evaluate import columns, score_track, table
     from umx_model.profile import Profile
 
     profile = Profile.read(PROFILE)
@@ -112,21 +111,17 @@ def run(output: str) -> bool:
     for target in targets:
         audio.write(os.path.join(output, "separated", f"{target}.wav"), estimates[target], rate, "FLOAT")
 
-    references = np.stack([stems[target] for target in targets], axis=-1)
-
-    def score(waveforms: list[np.ndarray]) -> np.ndarray:
-        return track_score(windowed_sdr(references, np.stack(waveforms, axis=-1), rate, rate))
-
-    before, after = score([mixture] * len(targets)), score([estimates[target] for target in targets])
-    summary = {target: TargetScore(*scores) for target, *scores in zip(targets, before, after, strict=True)}
-    print(f"\nSDR in dB (BSSEval v4, median over 1 s windows) of the mixture and of the estimates:\n{table(summary)}")
+    references, estimated = (np.stack([found[target] for target in targets], axis=-1) for found in (stems, estimates))
+    scores = score_track("demo", references, estimated, targets, rate, mixture, metrics=["SDR"])
+    print(f"\nSDR in dB (BSSEval v4, median over 1 s windows) of the estimates and of the mixture:\n{table([scores])}")
     print("The model has heard this music in training: this shows the machinery, not generalisation.\n")
     print(f"stems: {os.path.join(output, 'separated')}")
     print(f"model: {result.pushed_version_dir}")
     print(usage(result.pushed_version_dir))
-    missed = [target for target, goal in GOAL_DB.items() if not summary[target].gain >= goal]
+    gains = columns([scores])["gain"]
+    missed = [target for target, goal in GOAL_DB.items() if not gains[target] >= goal]
     for target in missed:
-        print(f"missed: {target} gained {summary[target].gain:.2f} dB, the goal is {GOAL_DB[target]:.0f} dB")
+        print(f"missed: {target} gained {gains[target]:.2f} dB, the goal is {GOAL_DB[target]:.0f} dB")
     return not missed
 
 

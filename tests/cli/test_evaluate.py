@@ -191,3 +191,19 @@ def test_interrupt(music, model):
     assert "Traceback" not in err
     assert time.monotonic() - sent < 30
     assert sorted(os.listdir()) == ["estimates", "music"]
+
+
+def test_a_bucket(music, gcs):
+    """References, estimates and all that is written may be in a bucket."""
+    gcs.upload(music, "bucket", "music")
+    gcs.upload(music.parent / "estimates", "bucket", "estimates")
+    program = "import sys; from umx_model.cli import main; main(sys.argv[1:])"
+    done = gcs.run(
+        program,
+        *("evaluate", "--references", "gs://bucket/music/test", "--estimates", "gs://bucket/estimates"),
+        *("--json", "gs://bucket/scores", "--csv", "gs://bucket/scores.csv"),
+    )
+    assert rows(done.stdout)["drums"]["SDR"] == "20.00"
+    written = {name for name in gcs.list("bucket", "scores") if not name.endswith("/")}
+    assert written == {"scores.csv", "scores/test/song00.json", "scores/test/song01.json"}
+    assert len(gcs.download("bucket", "scores.csv").decode().splitlines()) == 1 + 2 * 3
