@@ -1,8 +1,8 @@
 """Scoring estimates: those of a model on the samples of a database, or any others.
 
     tracks = [evaluate_sample(separator, sample)[0] for sample in samples]
-    print(METRIC, table(tracks), sep="\n")
-    summarize(tracks)                        # {"vocals": 5.2, "drums": 4.1}, of umx_model.evaluation.scores
+    print(table(tracks))                     # a line per target
+    columns(tracks)["SDR"]                   # {"vocals": 5.2, "drums": 4.1}
 
 What is scored is what `umx_model.evaluation.bss_eval` and `whole_track` define, on windows of 1 s one after
 the other. The mixture taken for each target is scored, too: it is what doing nothing gets.
