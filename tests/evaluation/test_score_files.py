@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -88,6 +89,9 @@ def test_sdr_alone(evaluation, schema):
     frame = document["targets"][0]["frames"][1]
     assert (frame["time"], frame["duration"], frame["metrics"]["SDR"]) == (1.0, 1.0, 20.0)
     assert np.isnan(frame["metrics"]["SAR"])
+    overlapping = museval_document(replace(scores, hop_seconds=0.5, window_seconds=2.0))
+    frame = overlapping["targets"][0]["frames"][1]
+    assert (frame["time"], frame["duration"]) == (0.5, 2.0)
 
 
 def test_one_document(tmp_path, evaluation):
