@@ -1,8 +1,12 @@
 """Runs the pipeline somewhere.
 
 python pipeline_runner.py local --data DIR      on this machine
+python pipeline_runner.py lineage VERSION       which data made a pushed version
+python pipeline_runner.py rollback VERSION      serve an earlier version again
 """
 
+import dataclasses
+import json
 import os
 import sys
 import traceback
@@ -61,6 +65,52 @@ def local(
     from pipeline.local import describe, run_local
 
     typer.echo(describe(run_local(chosen, typer.echo)))
+
+
+_OUTPUT = Annotated[str | None, typer.Option(help="Folder of the runs. [default: umx-pro-output]")]
+_DESTINATION = Annotated[str | None, typer.Option(help="Folder of served versions. [default: OUTPUT/serving]")]
+_SETTINGS = Annotated[str | None, typer.Option(help="File with settings (YAML or JSON); options win over it.")]
+
+
+@app.command()
+def lineage(
+    version: Annotated[str, typer.Argument(help="Number of a pushed version, of those that were removed too.")],
+    output: _OUTPUT = None,
+    push_destination: _DESTINATION = None,
+    settings: _SETTINGS = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All that is known, sample by sample, as JSON.")] = False,
+) -> None:
+    """Say which data, training and evaluation made a version, from the record of runs."""
+    from pipeline.settings import Folders
+
+    folders = Folders.find({"output": output, "push_destination": push_destination}, settings)
+    from pipeline.lineage import describe, trace
+
+    found = trace(folders, version)
+    typer.echo(json.dumps(dataclasses.asdict(found), indent=2) if as_json else describe(found))
+
+
+@app.command()
+def rollback(
+    version: Annotated[str, typer.Argument(help="Number of the version to serve again.")],
+    output: _OUTPUT = None,
+    push_destination: _DESTINATION = None,
+    settings: _SETTINGS = None,
+) -> None:
+    """Copy an earlier version to a new highest number, which servers then load.
+
+    The model that it replaces is withdrawn: runs do not push it again, unless it is rolled back to.
+    """
+    from components.pusher.versions import current_version, number
+    from components.pusher.versions import rollback as roll_back
+    from pipeline.settings import Folders
+
+    folders = Folders.find({"output": output, "push_destination": push_destination}, settings)
+    replaced = current_version(folders.serving_folder)
+    restored = roll_back(folders.serving_folder, version)
+    typer.echo(f"Version {version} is served again, as {restored}")
+    if replaced is not None:
+        typer.echo(f"Withdrawn: version {number(replaced)}, which runs will not push again")
 
 
 def _assignments(changes: list[str] | None) -> dict[str, Any] | None:

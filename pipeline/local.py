@@ -12,6 +12,7 @@ Everything is kept in the output folder:
 
 import datetime
 import fcntl
+import functools
 import json
 import logging
 import math
@@ -19,7 +20,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,8 @@ from tfx.proto.orchestration import executable_spec_pb2, pipeline_pb2
 from tfx.types import Artifact
 
 from components.evaluator.executor import SCORES_FILE
-from components.pusher.executor import is_served
+from components.pusher.executor import REASON, WEIGHTS_SHA256, WITHDRAWN
+from components.pusher.versions import current_version, is_withdrawn, read_lineage
 from components.sample_gen.component import SampleGen
 from pipeline.logs import logged_to
 from pipeline.pipeline import create_pipeline
@@ -49,7 +51,8 @@ from pipeline.settings import PipelineSettings
 from umx_model.data.check import check_fits
 from umx_model.data.track_folder import database_fingerprint, read_database
 from umx_model.errors import InputError
-from umx_model.evaluation.evaluate import METRIC, TargetScore, table
+from umx_model.evaluation.evaluate import METRIC, table
+from umx_model.evaluation.scores import TrackScores, summarize_mixture
 from umx_model.model.spectral_filter import check_architecture
 from umx_model.train.checks import check_trainable
 
@@ -61,7 +64,8 @@ class LocalRunResult:
     """How a run ended.
 
     Attributes:
-        pushed_version_dir: the served SavedModel; None where the model was not blessed.
+        pushed_version_dir: the version that serves the model; None where it was not pushed.
+        not_pushed_because: why not; None where it was.
         scores: the Evaluator's report, `scores.json`.
         model_dir: the trained model folder.
         log_file: what TFX, Beam and TensorFlow had to say.
@@ -69,6 +73,7 @@ class LocalRunResult:
     """
 
     pushed_version_dir: str | None
+    not_pushed_because: str | None
     scores: dict[str, Any]
     model_dir: str
     log_file: str
@@ -82,19 +87,15 @@ class ComponentError(Exception):
 def describe(result: LocalRunResult) -> str:
     """Say where the model is, how good it is and how to use it."""
     scores = result.scores
-    none = {"mixture": None, "estimates": None}
-    summary = {
-        target: TargetScore(**{key: float("nan") if figures[key] is None else figures[key] for key in none})
-        for target, figures in scores["targets"].items()
-    }
+    tracks = [TrackScores.from_json(track) for track in scores["tracks"]]
+    baseline = [TrackScores.from_json(track) for track in scores["baseline"] or ()]
     folder = result.pushed_version_dir
     lines = [""]
-    if not all(math.isnan(score.mixture) for score in summary.values()):
-        lines += [f"{METRIC}; {len(scores['samples'])} {scores['split']} samples", table(summary), ""]
+    if not all(math.isnan(score) for score in summarize_mixture(tracks).values()):
+        lines += [f"{METRIC}; {len(tracks)} {scores['split']} samples", table(tracks, baseline or None), ""]
+    lines += [f"  {sentence}" for sentence in scores["verdict"]]
     if folder is None:
-        lines.append("Not pushed, because the model is not good enough:")
-        lines += [f"  {objection}" for objection in scores["objections"]]
-        lines.append(f"The model is kept in {result.model_dir}")
+        lines += [f"Not pushed: {result.not_pushed_because}", f"The model is kept in {result.model_dir}"]
         folder = result.model_dir
     else:
         lines.append(f"Pushed to {folder}")
@@ -137,7 +138,7 @@ def run_local(settings: PipelineSettings, report: Callable[[str], None] = print)
     check_settings(settings)
     with _locked(settings.output), logged_to(os.path.join(settings.output, "logs")) as log_file:
         connection = metadata.sqlite_metadata_connection_config(_metadata_file(settings))
-        _forget_versions_not_served(connection)
+        _forget_what_no_longer_holds(connection, settings.serving_folder)
         pipeline = create_pipeline(settings, database_fingerprint(settings.data), connection)
         if not settings.beam_args:
             _read_in_parallel(pipeline)
@@ -306,6 +307,7 @@ def _summary(done: dict[str, _Done], log_file: str) -> LocalRunResult:
         scores = json.loads(file.read())
     return LocalRunResult(
         pushed_version_dir=pushed.get_string_custom_property("pushed_destination") or None,
+        not_pushed_because=pushed.get_string_custom_property(REASON) or None,
         scores=scores,
         model_dir=done["Trainer"].outputs["model"].uri,
         log_file=log_file,
@@ -313,14 +315,47 @@ def _summary(done: dict[str, _Done], log_file: str) -> LocalRunResult:
     )
 
 
-def _forget_versions_not_served(connection: metadata_store_pb2.ConnectionConfig) -> None:
-    """Make the Pusher run again where the version that it pushed is gone, or no longer the newest."""
+def _forget_what_no_longer_holds(connection: metadata_store_pb2.ConnectionConfig, destination: str) -> None:
+    """Make Evaluator and Pusher run again where their results depend on what was served then and is not now.
+
+    What is served is in no cache key: else every push would make the next run judge and push the same model again.
+    """
+    current = current_version(destination)
+    lineage = read_lineage(current) if current else {}
     with metadata.Metadata(connection) as handle:
-        for artifact in handle.store.get_artifacts_by_type("PushedModel"):
-            folder = artifact.custom_properties["pushed_destination"].string_value
-            if artifact.state == metadata_store_pb2.Artifact.LIVE and folder and not is_served(folder):
+        for kind, holds in (
+            ("PushedModel", functools.partial(_push_holds, current=current, lineage=lineage)),
+            ("ModelBlessing", functools.partial(_blessing_holds, served=lineage.get(WEIGHTS_SHA256) or "")),
+        ):
+            live = metadata_store_pb2.Artifact.LIVE
+            lapsed = [
+                artifact
+                for artifact in handle.store.get_artifacts_by_type(kind)
+                if artifact.state == live and not holds(_properties(artifact))
+            ]
+            for artifact in lapsed:
                 artifact.state = metadata_store_pb2.Artifact.DELETED
-                handle.store.put_artifacts([artifact])
+            handle.store.put_artifacts(lapsed)
+
+
+def _properties(artifact: metadata_store_pb2.Artifact) -> dict[str, Any]:
+    return {name: value.int_value or value.string_value for name, value in artifact.custom_properties.items()}
+
+
+def _push_holds(said: Mapping[str, Any], current: str | None, lineage: Mapping[str, Any]) -> bool:
+    """Whether a model that was pushed is still served, or one that was not, would still not be.
+
+    Else the Pusher is asked again: it knows of rollbacks, and does not push again what is served under another number.
+    """
+    if said.get("pushed"):
+        return said["pushed_destination"] == current
+    return bool(said.get(WITHDRAWN)) == is_withdrawn(lineage, said.get(WEIGHTS_SHA256))
+
+
+def _blessing_holds(said: Mapping[str, Any], served: str) -> bool:
+    """Whether a judgement is of the model that is served, or was made against it (or, as now, against none)."""
+    model, baseline = said.get("model_weights_sha256"), said.get("baseline_weights_sha256") or ""
+    return not model or served in (model, baseline)
 
 
 def _first_line(error: Exception) -> str:

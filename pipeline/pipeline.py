@@ -49,6 +49,7 @@ def create_pipeline(
         anomalies=validator.outputs["anomalies"],
         profile=settings.profile,
         training_folder=os.path.join(settings.output, "training"),
+        warm_start_from=settings.serving_folder if settings.warm_start else "",
     )
     evaluator = Evaluator(
         examples=sample_gen.outputs["examples"], model=trainer.outputs["model"], floor_db=settings.floor_db
@@ -56,7 +57,10 @@ def create_pipeline(
     pusher = Pusher(
         model=trainer.outputs["model"],
         model_blessing=evaluator.outputs["blessing"],
+        evaluation=evaluator.outputs["evaluation"],
         push_destination=settings.serving_folder,
+        keep_versions=settings.keep_versions,
+        vertex_registry=settings.vertex_registry,
     )
     return Pipeline(
         pipeline_name=NAME,

@@ -24,27 +24,23 @@ from umx_model.profile import FILE_NAME, Profile, explain
 ENVIRONMENT_PREFIX = "UMX_PRO_"
 
 
-class PipelineSettings(BaseModel):
-    """Everything that a run of the pipeline depends on."""
+class Folders(BaseModel):
+    """Where runs are recorded and models are served from; all that looking back needs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
-    data: str = Field(min_length=1, description="root of the database: a folder with train/ and valid/")
-    profile: Profile = Field(description="model to train, and how")
     output: str = Field(
         os.path.abspath("umx-pro-output"), min_length=1, description="local folder for everything that a run leaves"
     )
     push_destination: str = Field(
         "", description="folder of served versions, local or remote; <output>/serving if empty"
     )
-    floor_db: float = Field(0.0, description="dB of SDR above the mixture that every target needs to be pushed")
-    beam_args: tuple[str, ...] = Field((), description="Beam options of SampleGen, StatisticsGen and Evaluator")
 
-    @field_validator("data", "output", "push_destination")
+    @field_validator("output", "push_destination")
     @classmethod
     def _absolute(cls, folder: str) -> str:
         """The same folder from wherever a component runs; remote ones (`gs://`) are absolute already."""
-        return os.path.abspath(folder) if folder and "://" not in folder else folder
+        return absolute(folder)
 
     @field_validator("output")
     @classmethod
@@ -67,6 +63,36 @@ class PipelineSettings(BaseModel):
         return self.push_destination or os.path.join(self.output, "serving")
 
     @classmethod
+    def find(
+        cls, options: Mapping[str, Any], file: str | None = None, environment: Mapping[str, str] | None = None
+    ) -> Folders:
+        """Take the folders from settings; arguments and errors are those of `PipelineSettings.load`."""
+        document = _gather(options, file, environment)
+        try:
+            return cls.model_validate({name: document[name] for name in cls.model_fields if name in document})
+        except ValidationError as error:
+            raise InputError(explain(error)) from None
+
+
+class PipelineSettings(Folders):
+    """Everything that a run of the pipeline depends on."""
+
+    data: str = Field(min_length=1, description="root of the database: a folder with train/ and valid/")
+    profile: Profile = Field(description="model to train, and how")
+    floor_db: float = Field(0.0, description="dB of SDR above the mixture that every target needs to be pushed")
+    keep_versions: int = Field(5, ge=1, description="versions to leave in the push destination")
+    warm_start: bool = Field(False, description="start training from the weights of the served version")
+    vertex_registry: str = Field(
+        "", description="enter versions into this registry too: projects/PROJECT/locations/LOCATION"
+    )
+    beam_args: tuple[str, ...] = Field((), description="Beam options of SampleGen, StatisticsGen and Evaluator")
+
+    @field_validator("data")
+    @classmethod
+    def _absolute_data(cls, folder: str) -> str:
+        return absolute(folder)
+
+    @classmethod
     def load(
         cls,
         options: Mapping[str, Any],
@@ -84,9 +110,7 @@ class PipelineSettings(BaseModel):
             InputError: unknown name, impossible value, no such file; or targets were not named and
                 the database, where they are looked for, cannot be read.
         """
-        document = _read_mapping(file) if file else {}
-        document |= _from_environment(os.environ if environment is None else environment)
-        document |= {name: value for name, value in options.items() if value is not None}
+        document = _gather(options, file, environment)
         targets, changes = document.pop("targets", None), document.pop("set", None) or {}
         if not isinstance(changes, Mapping):
             raise InputError(f"set: expected names and values, as in {{train.epochs: 2}}, found {changes!r}")
@@ -102,6 +126,18 @@ class PipelineSettings(BaseModel):
             return cls.model_validate(document)
         except ValidationError as error:
             raise InputError(explain(error)) from None
+
+
+def absolute(folder: str) -> str:
+    """Return a local folder's whole path; remote ones (`gs://`) and none stay as they are."""
+    return os.path.abspath(folder) if folder and "://" not in folder else folder
+
+
+def _gather(options: Mapping[str, Any], file: str | None, environment: Mapping[str, str] | None) -> dict[str, Any]:
+    """Lay the options over the environment over the file."""
+    document = _read_mapping(file) if file else {}
+    document |= _from_environment(os.environ if environment is None else environment)
+    return document | {name: value for name, value in options.items() if value is not None}
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:

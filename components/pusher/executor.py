@@ -1,8 +1,9 @@
-"""The work of Pusher: export under a temporary name, then rename to a new version."""
+"""The work of Pusher: decide whether a model becomes a version, and write it."""
 
+import json
 import logging
 import os
-import time
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -10,11 +11,33 @@ from tfx.components.evaluator import constants
 from tfx.components.pusher import executor as stock
 from tfx.types import Artifact, artifact_utils
 
-from umx_model.errors import InputError
+from components.pusher.registry import register
+from components.pusher.versions import (
+    CARD,
+    LINEAGE,
+    add_version,
+    current_version,
+    find_withdrawal,
+    is_withdrawn,
+    number,
+    read_lineage,
+    still_withdrawn,
+    timestamp,
+    write_text,
+)
+from umx_model.model.card import model_card
 from umx_model.model.export import export_saved_model
-from umx_model.model.folder import read_model
+from umx_model.model.folder import WEIGHTS, read_model
+from umx_model.profile import Profile
 
 _log = logging.getLogger(__name__)
+
+# Where the Evaluator keeps its findings. Not imported: how models are scored is not what a push depends on.
+SCORES_FILE = "scores.json"
+# Custom properties of the pushed model, besides TFX's.
+REASON = "reason"
+WEIGHTS_SHA256 = "weights_sha256"
+WITHDRAWN = "withdrawn"
 
 
 class Executor(stock.Executor):
@@ -26,66 +49,134 @@ class Executor(stock.Executor):
         output_dict: dict[str, list[Artifact]],
         exec_properties: dict[str, Any],
     ) -> None:
-        """Push the model if it is blessed.
+        """Push the model if it is blessed, not served already and not withdrawn.
 
         Raises:
-            InputError: the destination cannot be written.
+            InputError: the destination cannot be written, or the registry refuses.
         """
         pushed_model = artifact_utils.get_single_instance(output_dict["pushed_model"])
-        if not self.CheckBlessing(input_dict):
+        model = artifact_utils.get_single_instance(input_dict["model"])
+        destination = exec_properties["push_destination"]
+        current = current_version(destination)
+        profile = Profile.read(model.uri)
+        pushed_model.set_string_custom_property(WEIGHTS_SHA256, profile.weights_sha256 or "")
+        lineage = read_lineage(current) if current else {}
+        reason = self._objection(input_dict, lineage, profile)
+        if reason:
             self._MarkNotPushed(pushed_model)
-            blessing = artifact_utils.get_single_instance(input_dict["model_blessing"])
-            reasons = blessing.get_string_custom_property(constants.ARTIFACT_PROPERTY_BLESSING_MESSAGE_KEY)
-            _log.info("Not pushed, because the model was not blessed: %s", reasons)
+            pushed_model.set_int_custom_property(WITHDRAWN, int(is_withdrawn(lineage, profile.weights_sha256)))
+            pushed_model.set_string_custom_property(REASON, reason)
+            _log.info("Not pushed: %s", reason)
             return
-        folder = push(artifact_utils.get_single_uri(input_dict["model"]), exec_properties["push_destination"])
-        self._MarkPushed(pushed_model, pushed_destination=folder, pushed_version=os.path.basename(folder))
+        if current is not None and _serves(current, profile, exec_properties["code_version"]):
+            folder = current
+            _log.info("Version %s serves this model already", number(current))
+        else:
+            findings = _findings(input_dict)
+            origin = _origin(input_dict, findings, profile, lineage) | {"exported_by": exec_properties["code_version"]}
+            folder = push(model.uri, destination, exec_properties["keep_versions"], origin, findings)
+        if exec_properties["vertex_registry"]:
+            register(folder, exec_properties["vertex_registry"])
+        self._MarkPushed(pushed_model, pushed_destination=folder, pushed_version=number(folder))
+
+    def _objection(
+        self, input_dict: Mapping[str, list[Artifact]], lineage: Mapping[str, Any], profile: Profile
+    ) -> str | None:
+        """Say why not to push, if so."""
+        if not self.CheckBlessing(input_dict):
+            blessing = artifact_utils.get_single_instance(input_dict["model_blessing"])
+            said = blessing.get_string_custom_property(constants.ARTIFACT_PROPERTY_BLESSING_MESSAGE_KEY)
+            return f"the model was not blessed: {said}"
+        withdrawal = find_withdrawal(lineage, profile.weights_sha256)
+        if withdrawal is None:
+            return None
+        return (
+            f"version {withdrawal['version']} with this model was withdrawn by a rollback on {withdrawal['time']}; "
+            f"`rollback {withdrawal['version']}` brings it back"
+        )
 
 
-def push(model_folder: str, destination: str) -> str:
-    """Export a model folder's SavedModel as the next version.
+def push(
+    model_folder: str,
+    destination: str,
+    keep: int,
+    lineage: Mapping[str, Any],
+    findings: Mapping[str, Any],
+) -> str:
+    """Write a model as the next version.
 
     Args:
-        model_folder: what to export.
+        model_folder: the model.
         destination: folder of numbered versions; made where it is missing.
+        keep: how many versions to leave, this one included.
+        lineage: where the model comes from, for `lineage.json`.
+        findings: of the Evaluator: `figures`, `metric` and `verdict`.
 
     Returns:
         The new version's folder, `<destination>/<number>`.
 
     Raises:
-        InputError: the destination cannot be written.
+        InputError: the model is damaged, or the destination cannot be written.
     """
     model, profile = read_model(model_folder)
-    try:
-        tf.io.gfile.makedirs(destination)
-        version = next_version(tf.io.gfile.listdir(destination))
-        folder = os.path.join(destination, version)
-        # Not a number, so servers and later pushes do not take it for a version.
-        partial = os.path.join(destination, f"partial-{version}")
-        try:
-            export_saved_model(model, profile, partial)
-            tf.io.gfile.rename(partial, folder)
-        except BaseException:
-            if tf.io.gfile.isdir(partial):
-                tf.io.gfile.rmtree(partial)
-            raise
-    except (OSError, tf.errors.OpError) as error:
-        raise InputError(
-            f"{destination}: cannot push here ({error}); make it writable, or choose another push destination"
-        ) from None
-    return folder
+    figures = findings.get("figures", {})
+    scores = {target: score for target, score in figures.get("SDR", {}).items() if score is not None}
+    profile = profile.model_copy(update={"scores": scores})
+    verdict = findings.get("verdict", [])
+    shown = {
+        name.replace("_", " "): value for name, value in lineage.items() if name in ("model", "evaluation", "time")
+    }
+    shown["baseline version"] = lineage.get("baseline_version")
+
+    def fill(folder: str) -> None:
+        export_saved_model(model, profile, folder)
+        tf.io.gfile.copy(os.path.join(model_folder, WEIGHTS), os.path.join(folder, WEIGHTS))
+        profile.write(folder)
+        title = f"Music separator: {', '.join(profile.model.targets)}"
+        card = model_card(title, profile, figures, findings.get("metric", "dB"), verdict, shown)
+        write_text(os.path.join(folder, CARD), card)
+        write_text(os.path.join(folder, LINEAGE), json.dumps(lineage, indent=2) + "\n")
+
+    return add_version(destination, fill, keep)
 
 
-def next_version(names: list[str]) -> str:
-    """Choose a version above all that are there: the time in seconds, as TensorFlow Serving's habit is."""
-    return str(max([int(time.time()), *(version + 1 for version in _versions(names))]))
+def _serves(version: str, profile: Profile, code_version: str) -> bool:
+    """Say whether a version is what pushing a model would make."""
+    lineage = read_lineage(version)
+    return (
+        lineage.get("weights_sha256") == profile.weights_sha256
+        and lineage.get("exported_by") == code_version
+        and Profile.read(version).model == profile.model
+    )
 
 
-def is_served(folder: str) -> bool:
-    """Say whether a pushed version is there and the newest of its destination, which is what servers load."""
-    destination, version = os.path.split(folder)
-    return tf.io.gfile.isdir(folder) and int(version) == max(_versions(tf.io.gfile.listdir(destination)))
+def _findings(input_dict: Mapping[str, list[Artifact]]) -> dict[str, Any]:
+    path = os.path.join(artifact_utils.get_single_uri(input_dict["evaluation"]), SCORES_FILE)
+    with tf.io.gfile.GFile(path) as file:
+        return dict(json.loads(file.read()))
 
 
-def _versions(names: list[str]) -> list[int]:
-    return [int(name.rstrip("/")) for name in names if name.rstrip("/").isdecimal()]
+def _origin(
+    input_dict: Mapping[str, list[Artifact]],
+    findings: Mapping[str, Any],
+    profile: Profile,
+    replaced: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what `versions.read_lineage` describes, for a model that takes the place of one with another lineage."""
+    blessing = artifact_utils.get_single_instance(input_dict["model_blessing"])
+    return {
+        "weights_sha256": profile.weights_sha256,
+        "model": artifact_utils.get_single_uri(input_dict["model"]),
+        "data_fingerprint": profile.data_fingerprint,
+        "evaluation": artifact_utils.get_single_uri(input_dict["evaluation"]),
+        "scores": findings.get("figures", {}).get("SDR", {}),
+        "verdict": findings.get("verdict", []),
+        "baseline_version": findings.get("baseline_version"),
+        "baseline_weights_sha256": blessing.get_string_custom_property("baseline_weights_sha256") or None,
+        "niter": profile.model.niter,
+        "softmask": profile.model.softmask,
+        "time": timestamp(),
+        "rolled_back_from": None,
+        "pushed_as": None,
+        "withdrawn": still_withdrawn(replaced, profile.weights_sha256),
+    }

@@ -24,7 +24,7 @@ import json
 import os
 import posixpath
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,8 +83,7 @@ def read_lineage(version: str) -> dict[str, Any]:
 
         weights_sha256: of `model.weights.h5`.
         model: URI of the model folder that was pushed.
-        data: root of the database that it was trained on.
-        data_fingerprint: of that database then.
+        data_fingerprint: of the database that it was trained on.
         evaluation: URI of the evaluation that it passed.
         scores: SDR in dB per target.
         verdict: why it was pushed, in sentences.
@@ -93,6 +92,7 @@ def read_lineage(version: str) -> dict[str, Any]:
         exported_by: of the code that wrote the SavedModel.
         time: when it was pushed, UTC.
         rolled_back_from: number of the version that this one restored; null for others.
+        pushed_as: number that a run first pushed what was restored as; null for others.
         withdrawn: models that rollbacks took out of service: weights_sha256, version and time of each.
     """
     try:
@@ -150,6 +150,7 @@ def rollback(destination: str, version: str) -> str:
         **lineage,
         "time": withdrawn["time"],
         "rolled_back_from": number(source),
+        "pushed_as": lineage.get("pushed_as") or number(source),
         "withdrawn": [*still_withdrawn(replaced, lineage.get("weights_sha256")), withdrawn],
     }
 
@@ -167,7 +168,17 @@ def rollback(destination: str, version: str) -> str:
         return _publish(destination, fill)
 
 
-def still_withdrawn(lineage: dict[str, Any], weights_sha256: str | None) -> list[dict[str, Any]]:
+def find_withdrawal(lineage: Mapping[str, Any], weights_sha256: str | None) -> dict[str, Any] | None:
+    """Return when and as which version a model was withdrawn, by the current version's lineage; None if it was not."""
+    return next((entry for entry in lineage.get("withdrawn", []) if entry["weights_sha256"] == weights_sha256), None)
+
+
+def is_withdrawn(lineage: Mapping[str, Any], weights_sha256: str | None) -> bool:
+    """Say whether a model was withdrawn, by the current version's lineage."""
+    return find_withdrawal(lineage, weights_sha256) is not None
+
+
+def still_withdrawn(lineage: Mapping[str, Any], weights_sha256: str | None) -> list[dict[str, Any]]:
     """Return the models that stay withdrawn when another one is served after a version.
 
     Args:

@@ -22,6 +22,7 @@ MODEL = {
     "hop_length": 128,
     "hidden_size": 8,
     "layers": 1,
+    "unidirectional": True,
     "bandwidth": 4000,
 }
 TRAIN = {"excerpt_seconds": 0.5, "batch_size": 2, "excerpts_per_sample": 1, "epochs": 1}
@@ -56,20 +57,18 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
 
 
 def test_starts_where_the_other_ended(root: Path, first: Path, tmp_path: Path) -> None:
-    # So small a rate moves no weight by more than 1e-9 a step; other seeds would give other random weights.
+    # So small a rate moves no weight by more than 1e-9 a step; random weights would be those of another seed.
     profile = make_profile(train__learning_rate=1e-9, train__seed=7, train__weight_decay=0.0)
     made = train(profile, root, tmp_path / "warm", quiet=True, start_from=first)
-    fresh = train(profile, root, tmp_path / "fresh", quiet=True)
-    before, warm, cold = weights(first), weights(tmp_path / "warm"), weights(tmp_path / "fresh")
+    before, warm = weights(first), weights(tmp_path / "warm")
     assert before.keys() == warm.keys()
     moving = [name for name in before if np.abs(before[name] - warm[name]).max() > 1e-7]
     assert moving  # statistics of batch normalisation go on
     assert len(moving) <= 2 * 3 * 2  # mean and variance, three layers, two targets
-    assert sum(np.abs(before[name] - cold[name]).max() > 1e-3 for name in before) > len(before) / 2
     sha = Profile.read(first).weights_sha256
     assert sha
     assert made.made_with["started_from"] == f"{first} (weights {sha[:12]})"
-    assert "started_from" not in fresh.made_with
+    assert "started_from" not in Profile.read(first).made_with
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from umx_model.inference.separator import Separator
 from umx_model.inference.xla import start_xla
 from umx_model.model.export import EXTRA_ASSETS, SPECTRAL_FILTER
 from umx_model.model.folded import FoldedBLSTM
-from umx_model.model.folder import read_model
+from umx_model.model.folder import WEIGHTS, read_model
+from umx_model.model.spectral_filter import check_architecture
 from umx_model.model.umx import UMX
 from umx_model.pretrained import locate_model
 from umx_model.profile import ModelProfile, Profile
@@ -43,7 +44,7 @@ def load_separator(
         InputError: there is no model, it is damaged, or it cannot run so.
     """
     path = locate_model(os.fspath(name_or_path).rstrip("/"))
-    if not tf.io.gfile.exists(os.path.join(path, "saved_model.pb")):
+    if not tf.io.gfile.exists(os.path.join(path, "saved_model.pb")) or _has_weights(path):
         return as_separator(read_model(path, niter, softmask)[0], chunk_seconds)
     profile = Profile.read(os.path.join(path, EXTRA_ASSETS, profiles.FILE_NAME)).model
     try:
@@ -60,6 +61,20 @@ def load_separator(
     niter = profile.niter if niter is None else niter
     softmask = profile.softmask if softmask is None else softmask
     return _separator(AnyNetwork(estimate, profile), profile, niter, softmask, _layout(profile, chunk_seconds))
+
+
+def _has_weights(path: str) -> bool:
+    """Whether a SavedModel is a model folder too, as pushed versions are, of an architecture that is known here.
+
+    From its weights the network is built in the form that is fastest here; a SavedModel runs as it is.
+    """
+    if not tf.io.gfile.exists(os.path.join(path, WEIGHTS)):
+        return False
+    try:
+        check_architecture(Profile.read(path).model)
+    except InputError:
+        return False
+    return True
 
 
 def as_separator(model: UMX, chunk_seconds: float = CHUNK_SECONDS) -> Separator:
