@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import click
 import typer
 
 from umx_model.cli.common import Niter, Softmask, complain, names, say
@@ -144,21 +143,16 @@ def evaluate(
     of_folders = {"--references": references, "--estimates": estimates, "--targets": targets}
     _check_options(of_model, of_folders)
     _check_outputs(json_path, csv_path, report)
-    try:
-        if model is not None and data is not None:
-            settings = {"niter": niter, "softmask": softmask}
-            evaluation, split = _evaluate_model(model, data, baseline, settings, pair, report is not None, quiet)
-        elif references is not None and estimates is not None:
-            chosen = names(targets) if targets is not None else None
-            evaluation, split = _evaluate_folders(
-                references, estimates, baseline, chosen, pair, report is not None, quiet
-            )
-        else:
-            raise InputError("nothing to evaluate: give --model and --data, or --references and --estimates")
-        _print(evaluation)
-        _write(evaluation, split, json_path, csv_path, report)
-    except KeyboardInterrupt:
-        raise click.Abort("interrupted") from None
+    if model is not None and data is not None:
+        settings = {"niter": niter, "softmask": softmask}
+        evaluation, split = _evaluate_model(model, data, baseline, settings, pair, report is not None, quiet)
+    elif references is not None and estimates is not None:
+        chosen = names(targets) if targets is not None else None
+        evaluation, split = _evaluate_folders(references, estimates, baseline, chosen, pair, report is not None, quiet)
+    else:
+        raise InputError("nothing to evaluate: give --model and --data, or --references and --estimates")
+    _print(evaluation)
+    _write(evaluation, split, json_path, csv_path, report)
 
 
 class _Job(NamedTuple):

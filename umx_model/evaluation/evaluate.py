@@ -225,8 +225,6 @@ def columns(
 
 def table(tracks: Sequence[TrackScores], baseline: Sequence[TrackScores] | None = None) -> str:
     """Return the `columns` of a database as lines of text, one per target; a dash stands for no score."""
-    if isinstance(tracks, Mapping):
-        return _old_table(tracks)
     figures = columns(tracks, baseline)
     width = max(len(target) for target in [*tracks[0].targets, "target"])
     lines = [f"{'target':<{width}}" + "".join(f"  {name:>8}" for name in figures)]
@@ -319,16 +317,6 @@ def summarize(scores: Iterable[SampleScore]) -> dict[str, TargetScore]:
     mixture = database_score([np.array([score.mixture[target] for target in targets]) for score in scores])
     estimates = database_score([np.array([score.estimates[target] for target in targets]) for score in scores])
     return {target: TargetScore(float(mixture[index]), float(estimates[index])) for index, target in enumerate(targets)}
-
-
-def _old_table(summary: Mapping[str, TargetScore]) -> str:
-    """Return a summary as lines of text, one per target."""
-    width = max(len(target) for target in [*summary, "target"])
-    lines = [f"{'target':<{width}}  mixture  estimate     gain"]
-    for target, score in summary.items():
-        figures = (score.mixture, score.estimates)
-        lines.append(f"{target:<{width}}" + "".join(f"  {value:7.2f}" for value in figures) + f"  {score.gain:+7.2f}")
-    return "\n".join(lines)
 
 
 def to_json(scores: Iterable[SampleScore]) -> dict[str, object]:
