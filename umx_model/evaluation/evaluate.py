@@ -11,8 +11,7 @@ the other. The mixture taken for each target is scored, too: it is what doing no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +19,10 @@ import numpy.typing as npt
 from umx_model.data import audio
 from umx_model.data.track_folder import Sample
 from umx_model.errors import InputError
-from umx_model.evaluation.bss_eval import bss_eval, database_score, windowed_sdr
+from umx_model.evaluation.bss_eval import bss_eval, windowed_sdr
 from umx_model.evaluation.excerpts import best_and_worst
-from umx_model.evaluation.excerpts import choose_excerpts as choose_excerpts
-from umx_model.evaluation.scores import METRICS, SDR, Excerpt, TrackScores, summarize_mixture
-from umx_model.evaluation.scores import summarize as _summarize
+from umx_model.evaluation.excerpts import choose_excerpts as choose_excerpts  # used by the pipeline
+from umx_model.evaluation.scores import METRICS, SDR, Excerpt, TrackScores, summarize, summarize_mixture
 from umx_model.evaluation.whole_track import mdx_sdr, si_sdr
 from umx_model.inference.separator import Separator
 from umx_model.inference.stems import REST
@@ -214,11 +212,11 @@ def columns(
     mixtures themselves get, and `gain`, how far the SDR is above it; and where there is a baseline, its SDR as
     `baseline` and how far the SDR is above that as `change`.
     """
-    figures = {metric: _summarize(tracks, metric) for metric in tracks[0].windows}
+    figures = {metric: summarize(tracks, metric) for metric in tracks[0].windows}
     figures["mixture"] = summarize_mixture(tracks)
     figures["gain"] = _difference(figures[SDR], figures["mixture"])
     if baseline is not None:
-        figures["baseline"] = _summarize(baseline)
+        figures["baseline"] = summarize(baseline)
         figures["change"] = _difference(figures[SDR], figures["baseline"])
     return figures
 
@@ -271,66 +269,3 @@ def _merged(all_targets: Evaluated, two: Evaluated, index: int) -> Evaluated:
         si_sdr=merged(scores.si_sdr, pair.si_sdr),
         mdx_sdr=merged(scores.mdx_sdr, pair.mdx_sdr),
     ), [excerpt for excerpt in excerpts if excerpt.target != pair.targets[0]] + of_pair
-
-
-# What follows goes as soon as nobody uses it.
-
-
-@dataclass(frozen=True)
-class SampleScore:
-    """Scores of one sample, the median over its 1 s windows in dB; NaN where every window has a silent target.
-
-    Attributes:
-        id: the sample's folder name.
-        mixture: per target, the score of the mixture taken for the target: what doing nothing gets.
-        estimates: per target, the score of the model's estimate.
-    """
-
-    id: str
-    mixture: Mapping[str, float]
-    estimates: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class TargetScore:
-    """Scores of one target over a database, in dB; see `METRIC`."""
-
-    mixture: float
-    estimates: float
-
-    @property
-    def gain(self) -> float:
-        """How far the estimates are above the mixture."""
-        return self.estimates - self.mixture
-
-
-def summarize(scores: Iterable[SampleScore]) -> dict[str, TargetScore]:
-    """Return the median over samples for each target.
-
-    Raises:
-        ValueError: there are no scores.
-    """
-    scores = list(scores)
-    if not scores:
-        raise ValueError("no scores to summarize")
-    targets = list(scores[0].estimates)
-    mixture = database_score([np.array([score.mixture[target] for target in targets]) for score in scores])
-    estimates = database_score([np.array([score.estimates[target] for target in targets]) for score in scores])
-    return {target: TargetScore(float(mixture[index]), float(estimates[index])) for index, target in enumerate(targets)}
-
-
-def to_json(scores: Iterable[SampleScore]) -> dict[str, object]:
-    """Return scores as a JSON document: the metric, the summary per target and the scores per sample (NaN as null)."""
-    scores = list(scores)
-    per_sample = [
-        {"id": score.id, "mixture": _nulls(score.mixture), "estimates": _nulls(score.estimates)} for score in scores
-    ]
-    targets = {
-        target: _nulls({"mixture": score.mixture, "estimates": score.estimates, "gain": score.gain})
-        for target, score in summarize(scores).items()
-    }
-    return {"metric": METRIC, "targets": targets, "samples": per_sample}
-
-
-def _nulls(figures: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in figures.items()}
