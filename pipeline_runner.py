@@ -40,7 +40,10 @@ def local(
         list[str] | None, typer.Option("--set", help="Change the profile, as train.epochs=2. Repeatable.")
     ] = None,
     floor: Annotated[
-        float | None, typer.Option(help="dB above the mixture that every target needs. [default: 0]")
+        str | None,
+        typer.Option(
+            help="dB above the mixture that every target needs, or one for each, as vocals=2,drums=1. [default: 0]"
+        ),
     ] = None,
     beam_arg: Annotated[list[str] | None, typer.Option(help="Option for Beam. Repeatable.")] = None,
     settings: Annotated[

@@ -52,7 +52,10 @@ def create_pipeline(
         warm_start_from=settings.serving_folder if settings.warm_start else "",
     )
     evaluator = Evaluator(
-        examples=sample_gen.outputs["examples"], model=trainer.outputs["model"], floor_db=settings.floor_db
+        examples=sample_gen.outputs["examples"],
+        model=trainer.outputs["model"],
+        rule=settings.rule,
+        push_destination=settings.serving_folder,
     )
     pusher = Pusher(
         model=trainer.outputs["model"],

@@ -3,7 +3,8 @@
 A settings file is YAML (or JSON) with the fields of `PipelineSettings`; environment variables are
 named after them (`UMX_PRO_DATA`, `UMX_PRO_FLOOR_DB`); options of the command line win over both.
 `profile` may be a profile inline or the path of one. Two more names shape it: `targets`, and
-`set`, a mapping of dotted names like `train.epochs` to values.
+`set`, a mapping of dotted names like `train.epochs` to values. A floor for each target is a mapping, or
+text like `vocals=2,drums=1`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import Any
 
 import tensorflow as tf
 import yaml  # type: ignore[import-untyped]
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from umx_model.data.track_folder import found_targets
 from umx_model.errors import InputError
+from umx_model.evaluation.gate import GateRule
 from umx_model.profile import FILE_NAME, Profile, explain
 
 ENVIRONMENT_PREFIX = "UMX_PRO_"
@@ -74,12 +76,11 @@ class Folders(BaseModel):
             raise InputError(explain(error)) from None
 
 
-class PipelineSettings(Folders):
+class PipelineSettings(Folders, GateRule):
     """Everything that a run of the pipeline depends on."""
 
     data: str = Field(min_length=1, description="root of the database: a folder with train/ and valid/")
     profile: Profile = Field(description="model to train, and how")
-    floor_db: float = Field(0.0, description="dB of SDR above the mixture that every target needs to be pushed")
     keep_versions: int = Field(5, ge=1, description="versions to leave in the push destination")
     warm_start: bool = Field(False, description="start training from the weights of the served version")
     vertex_registry: str = Field(
@@ -91,6 +92,21 @@ class PipelineSettings(Folders):
     @classmethod
     def _absolute_data(cls, folder: str) -> str:
         return absolute(folder)
+
+    @model_validator(mode="after")
+    def _floors_have_targets(self) -> PipelineSettings:
+        unknown = set(self.floor_db if isinstance(self.floor_db, dict) else ()) - set(self.profile.model.targets)
+        if unknown:
+            raise ValueError(
+                f"floor_db: {', '.join(sorted(unknown))} is no target of the model; "
+                f"there are {', '.join(self.profile.model.targets)}"
+            )
+        return self
+
+    @property
+    def rule(self) -> GateRule:
+        """What a model must reach to be pushed."""
+        return GateRule(**{name: getattr(self, name) for name in GateRule.model_fields})
 
     @classmethod
     def load(
@@ -116,7 +132,7 @@ class PipelineSettings(Folders):
             raise InputError(f"set: expected names and values, as in {{train.epochs: 2}}, found {changes!r}")
         unknown = document.keys() - cls.model_fields
         if unknown:
-            known = ", ".join((*cls.model_fields, "targets", "set"))
+            known = ", ".join(sorted((*cls.model_fields, "targets", "set")))
             raise InputError(f"{', '.join(sorted(map(str, unknown)))}: unknown setting; known are {known}")
         data = document.get("data")
         if not data:

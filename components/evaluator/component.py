@@ -1,4 +1,4 @@
-"""Evaluator: a model and an index in, scores and a blessing out."""
+"""Evaluator: a model and an index in, scores, a report and a blessing out."""
 
 from tfx.dsl.components.base import base_beam_component, executor_spec
 from tfx.types import BaseChannel, Channel, standard_artifacts
@@ -7,19 +7,20 @@ from tfx.types.component_spec import ComponentSpec, ExecutionParameter
 
 from components.code_version import code_version
 from components.evaluator import executor
+from umx_model.evaluation.gate import GateRule
 
 
 class EvaluatorSpec(ComponentSpec):
     """What goes in and out; see `Evaluator`."""
 
     PARAMETERS = {
-        "floor_db": ExecutionParameter(type=float),
+        "rule": ExecutionParameter(type=str),
+        "push_destination": ExecutionParameter(type=str),
         "code_version": ExecutionParameter(type=str),
     }
     INPUTS = {
         "examples": Artifacts(type=standard_artifacts.Examples),
         "model": Artifacts(type=standard_artifacts.Model),
-        "baseline_model": Artifacts(type=standard_artifacts.Model, optional=True),
     }
     OUTPUTS = {
         "evaluation": Artifacts(type=standard_artifacts.ModelEvaluation),
@@ -28,32 +29,34 @@ class EvaluatorSpec(ComponentSpec):
 
 
 class Evaluator(base_beam_component.BaseBeamComponent):
-    """Separates every test sample (valid, where there is no test) and judges the estimates.
+    """Separates every test sample (valid, where there is no test), scores the estimates and judges the model.
 
-    The output `evaluation` holds `scores.json`: BSSEval v4 SDR in dB per sample and target, of the
-    mixture and of the estimate, and their medians. The output `blessing` says whether the model is
-    good enough: every target's median above the mixture's by more than a floor, and not below the
-    baseline's where there is a baseline.
+    The same is done with the baseline: the version that is served when the component runs. Both separate
+    with the EM settings of their profiles, as they do when they are served.
+
+    The output `evaluation` holds `scores.json`, with all scores and all that led to the verdict, and
+    `report.html`, which shows them. The output `blessing` says whether the model may be pushed, by the rule of
+    `umx_model.evaluation.gate`. Its custom properties name the model and the baseline
+    (`model_weights_sha256`, `baseline_weights_sha256`, empty where nothing is served).
 
     Args:
         examples: index made by SampleGen.
         model: model folder made by Trainer.
-        floor_db: dB by which a target's median must exceed the mixture's.
-        baseline_model: optional; model folder not to fall behind.
+        rule: what the model must reach.
+        push_destination: folder of served versions. Which of them is served does not make a finished
+            evaluation run again.
     """
 
     SPEC_CLASS = EvaluatorSpec
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(executor.Executor)
 
-    def __init__(
-        self, examples: BaseChannel, model: BaseChannel, floor_db: float, baseline_model: BaseChannel | None = None
-    ) -> None:
+    def __init__(self, examples: BaseChannel, model: BaseChannel, rule: GateRule, push_destination: str) -> None:
         super().__init__(
             EvaluatorSpec(
                 examples=examples,
                 model=model,
-                baseline_model=baseline_model,
-                floor_db=floor_db,
+                rule=rule.model_dump_json(),
+                push_destination=push_destination,
                 code_version=code_version(
                     "umx_model.profile",
                     "umx_model.model",
@@ -62,6 +65,7 @@ class Evaluator(base_beam_component.BaseBeamComponent):
                     "umx_model.inference",
                     "umx_model.evaluation",
                     "components.evaluator",
+                    "components.pusher.versions",
                     "data_schema",
                 ),
                 evaluation=Channel(type=standard_artifacts.ModelEvaluation),

@@ -1,58 +1,51 @@
-"""The work of Evaluator: separate and score every sample with Beam, then judge."""
+"""The work of Evaluator: score the model and what is served, then judge."""
 
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import Any
 
-import apache_beam as beam
 import tensorflow as tf
-from apache_beam.pvalue import TaggedOutput
 from tfx.components.evaluator import constants
 from tfx.components.evaluator import executor as stock
 from tfx.types import Artifact, artifact_utils
 
-from components import progress
-from components.beam_text import failure, raise_failures, read_lines, write_lines
+from components.evaluator.scoring import Scores, score_samples
+from components.pusher.versions import current_version, number, read_lineage
 from data_schema.index import read_index
 from umx_model.data.track_folder import Sample
-from umx_model.errors import InputError
-from umx_model.evaluation.evaluate import SampleScore, TargetScore, evaluate_sample, summarize, to_json
-from umx_model.inference.restore import load_separator
-from umx_model.inference.separator import Separator
+from umx_model.evaluation.evaluate import METRIC, columns
+from umx_model.evaluation.gate import GateRule, Verdict, judge
+from umx_model.evaluation.scores import Evaluation
+from umx_model.model.export import EXTRA_ASSETS
+from umx_model.profile import FILE_NAME, Profile
 
 SCORES_FILE = "scores.json"
-_PROBLEMS = "problems"
-_FAILURES = "failures"
-_MODELS = ("model", "baseline_model")
+REPORT_FILE = "report.html"
+_MODEL = "model"
+_BASELINE = "baseline"
 
 
-class _Score(beam.DoFn):
-    """Sample -> JSON of {name of a model: its SampleScore}, or a line about what is wrong or has failed."""
+@dataclass(frozen=True)
+class _Baseline:
+    """The version that is served.
 
-    def __init__(self, folders: Mapping[str, str]) -> None:
-        self._folders = folders
-        self._separators: dict[str, Separator] = {}
+    Attributes:
+        folder: where it is.
+        weights_sha256: of its weights; empty where it does not say.
+        obstacle: why it cannot be compared with the model; empty where it can.
+        is_the_model: whether it is the model that is judged, with the same settings.
+    """
 
-    def process(self, sample: Sample) -> Iterator[Any]:
-        """Score one sample."""
-        try:
-            scores = {name: evaluate_sample(self._separator(name), sample) for name in self._folders}
-            yield json.dumps({name: asdict(score) for name, score in scores.items()})
-        except InputError as error:
-            # Raised here it would reach the user wrapped in Beam's own words.
-            yield TaggedOutput(_PROBLEMS, str(error))
-        except Exception as error:
-            yield TaggedOutput(_FAILURES, failure(sample.id, error))
-        progress.advance(sample.id)
+    folder: str
+    weights_sha256: str
+    obstacle: str
+    is_the_model: bool
 
-    def _separator(self, name: str) -> Separator:
-        """Restore a model, once per worker."""
-        if name not in self._separators:
-            self._separators[name] = load_separator(self._folders[name])
-        return self._separators[name]
+    @property
+    def title(self) -> str:
+        return f"version {number(self.folder)}"
 
 
 class Executor(stock.Executor):
@@ -74,105 +67,117 @@ class Executor(stock.Executor):
             InputError: a model or a sample cannot be used; one line per problem.
             RuntimeError: samples could not be scored.
         """
-        models = {
-            name: artifact_utils.get_single_instance(input_dict[name]) for name in _MODELS if input_dict.get(name)
-        }
+        model = artifact_utils.get_single_instance(input_dict["model"])
+        profile = Profile.read(model.uri)
         examples = artifact_utils.get_single_instance(input_dict["examples"])
-        splits = artifact_utils.decode_split_names(examples.split_names)
         # Early stopping has looked at valid: test is the fairer judge where there is one.
-        split = "test" if "test" in splits else "valid"
+        split = "test" if "test" in artifact_utils.decode_split_names(examples.split_names) else "valid"
         samples = read_index(artifact_utils.get_split_uri([examples], split))
+        rule = GateRule.model_validate_json(exec_properties["rule"])
+        baseline = _served(exec_properties["push_destination"], profile, samples[0])
 
-        scores = self._score({name: model.uri for name, model in models.items()}, samples)
-        reasons = objections(
-            summarize(scores["model"]),
-            exec_properties["floor_db"],
-            summarize(scores["baseline_model"]) if "baseline_model" in models else None,
-            split,
+        folders = {_MODEL: model.uri}
+        if baseline and not baseline.obstacle and not baseline.is_the_model:
+            folders[_BASELINE] = baseline.folder
+        scores, excerpts = score_samples(folders, _MODEL, samples, self._make_beam_pipeline, self._get_tmp_dir())
+        if baseline and baseline.is_the_model:
+            scores[_BASELINE] = scores[_MODEL]
+        verdict = judge(scores[_MODEL], scores.get(_BASELINE), rule, baseline.title if baseline else None)
+        evaluation = Evaluation(
+            title=model.uri,
+            tracks=scores[_MODEL],
+            baseline=scores.get(_BASELINE),
+            baseline_title=baseline.title if baseline else None,
+            excerpts=excerpts,
+            settings={
+                "split": split,
+                "niter": profile.model.niter,
+                "softmask": profile.model.softmask,
+                "window_frames": profile.model.window_frames,
+                **rule.model_dump(),
+            },
+            data_fingerprint=profile.data_fingerprint,
+            blessed=verdict.blessed,
+            verdict=_sentences(verdict, split, len(samples), baseline),
         )
-        report = {
-            "split": split,
-            "floor_db": exec_properties["floor_db"],
-            "blessed": not reasons,
-            "objections": reasons,
-            **to_json(scores["model"]),
-        }
-        if "baseline_model" in models:
-            report["baseline"] = to_json(scores["baseline_model"])["targets"]
-        evaluation = artifact_utils.get_single_instance(output_dict["evaluation"])
-        _write(os.path.join(evaluation.uri, SCORES_FILE), json.dumps(report, indent=2) + "\n")
-        _bless(artifact_utils.get_single_instance(output_dict["blessing"]), models, reasons)
-
-    def _score(self, folders: Mapping[str, str], samples: Sequence[Sample]) -> dict[str, list[SampleScore]]:
-        scratch = self._get_tmp_dir()
-        scores, problems, failures = (os.path.join(scratch, name) for name in ("scores", _PROBLEMS, _FAILURES))
-        with progress.shown("separating samples", len(samples), "samples"), self._make_beam_pipeline() as pipeline:
-            scored = (
-                pipeline
-                | "Samples" >> beam.Create(samples)
-                | "Spread" >> beam.Reshuffle()
-                | "Score" >> beam.ParDo(_Score(folders)).with_outputs(_PROBLEMS, _FAILURES, main="scores")
-            )
-            scored["scores"] | "WriteScores" >> write_lines(scores)
-            scored[_PROBLEMS] | "WriteProblems" >> write_lines(problems)
-            scored[_FAILURES] | "WriteFailures" >> write_lines(failures)
-        lines = read_lines(problems)
-        if lines:
-            raise InputError("\n".join(dict.fromkeys(lines)))
-        raise_failures(read_lines(failures))
-        records = [json.loads(line) for line in read_lines(scores)]
-        by_model = {name: [SampleScore(**record[name]) for record in records] for name in folders}
-        return {name: sorted(found, key=lambda score: score.id) for name, found in by_model.items()}
+        folder = artifact_utils.get_single_instance(output_dict["evaluation"]).uri
+        document = _document(evaluation, verdict, split, scores)
+        document["baseline_version"] = number(baseline.folder) if baseline else None
+        _write(os.path.join(folder, SCORES_FILE), json.dumps(document, indent=2, allow_nan=False) + "\n")
+        blessing = artifact_utils.get_single_instance(output_dict["blessing"])
+        _bless(blessing, model, profile, baseline, verdict)
 
 
-def objections(
-    scores: Mapping[str, TargetScore],
-    floor_db: float,
-    baseline: Mapping[str, TargetScore] | None = None,
-    split: str = "valid",
-) -> list[str]:
-    """Say what speaks against blessing a model.
-
-    Args:
-        scores: of the model, per target.
-        floor_db: dB that a target must be above the mixture, at least.
-        baseline: scores of a model not to fall behind, on the same samples; None if there is none.
-        split: where the samples are.
-
-    Returns:
-        One line per target that is not good enough, or one where nothing could be scored; nothing
-        where all are.
-    """
-    if all(math.isnan(score.mixture) for score in scores.values()):
-        return [f"no 1 s window of {split} has sound in every target; add samples"]
-    lines = []
-    for target, score in scores.items():
-        # "Not above" rather than "below": a target without a score (NaN) is not good enough either.
-        if not score.gain > floor_db:
-            lines.append(
-                f"{target}: SDR {score.estimates:.2f} dB is {score.gain:+.2f} dB from the mixture's "
-                f"{score.mixture:.2f} dB, needed is more than {floor_db:+.2f} dB"
-            )
-        if baseline is not None and target in baseline and not score.estimates >= baseline[target].estimates:
-            lines.append(
-                f"{target}: SDR {score.estimates:.2f} dB is below the baseline's {baseline[target].estimates:.2f} dB"
-            )
-    return lines
+def _served(push_destination: str, profile: Profile, sample: Sample) -> _Baseline | None:
+    """Find the version that is served, and whether it can be compared with a model on samples like this."""
+    folder = current_version(push_destination)
+    if folder is None:
+        return None
+    weights = read_lineage(folder).get("weights_sha256") or ""
+    inside = os.path.join(folder, EXTRA_ASSETS)  # of a version without weights beside the SavedModel
+    served = Profile.read(folder if tf.io.gfile.exists(os.path.join(folder, FILE_NAME)) else inside)
+    obstacle = ""
+    lacking = [target for target in served.model.targets if target not in sample.files]
+    if served.model.channels != profile.model.channels:
+        obstacle = f"takes {served.model.channels} channels, this model {profile.model.channels}"
+    elif lacking:
+        obstacle = f"separates {', '.join(lacking)}, which samples lack"
+    elif not set(served.model.targets) & set(profile.model.targets):
+        obstacle = f"separates {', '.join(served.model.targets)}, and nothing that this model does"
+    is_the_model = bool(weights) and weights == profile.weights_sha256 and served.model == profile.model
+    return _Baseline(folder, weights, obstacle, is_the_model)
 
 
-def _bless(blessing: Artifact, models: Mapping[str, Artifact], reasons: Sequence[str]) -> None:
-    """Record the judgement with the properties and file that TFX's resolvers and pushers look for."""
-    blessing.set_string_custom_property(constants.ARTIFACT_PROPERTY_CURRENT_MODEL_URI_KEY, models["model"].uri)
-    blessing.set_int_custom_property(constants.ARTIFACT_PROPERTY_CURRENT_MODEL_ID_KEY, models["model"].id)
-    if "baseline_model" in models:
-        baseline = models["baseline_model"]
-        blessing.set_string_custom_property(constants.ARTIFACT_PROPERTY_BASELINE_MODEL_URI_KEY, baseline.uri)
-        blessing.set_int_custom_property(constants.ARTIFACT_PROPERTY_BASELINE_MODEL_ID_KEY, baseline.id)
+def _sentences(verdict: Verdict, split: str, samples: int, baseline: _Baseline | None) -> tuple[str, ...]:
+    """Add to a verdict what it was made on."""
+    opening, *rest = verdict.sentences
+    on = f"Judged on {samples} sample{'s' if samples > 1 else ''} of {split}"
+    if baseline is None:
+        against = "against the mixture, because nothing is served yet."
+    elif baseline.obstacle:
+        against = f"against the mixture, because {baseline.title}, which is served, {baseline.obstacle}."
+    else:
+        against = f"against {baseline.title}, which is served{' and is this model' if baseline.is_the_model else ''}."
+    return (opening, f"{on}, {against}", *rest)
+
+
+def _document(evaluation: Evaluation, verdict: Verdict, split: str, scores: Scores) -> dict[str, Any]:
+    """Return what `scores.json` holds: everything but the excerpts; null where there is no score."""
+    by_model = {name: [track.to_json() for track in tracks] for name, tracks in scores.items()}
+    return {
+        "metric": METRIC,
+        "title": evaluation.title,
+        "split": split,
+        "settings": evaluation.settings,
+        "data_fingerprint": evaluation.data_fingerprint,
+        "blessed": verdict.blessed,
+        "verdict": evaluation.verdict,
+        "objections": verdict.objections,
+        "comparisons": verdict.comparisons,
+        "figures": {
+            name: {target: None if math.isnan(value) else value for target, value in by_target.items()}
+            for name, by_target in columns(evaluation.tracks, evaluation.baseline).items()
+        },
+        "tracks": by_model[_MODEL],
+        "baseline": by_model.get(_BASELINE),
+    }
+
+
+def _bless(blessing: Artifact, model: Artifact, profile: Profile, baseline: _Baseline | None, verdict: Verdict) -> None:
+    """Record the judgement with the properties and file that TFX's resolvers and pushers look for, and our own."""
+    blessing.set_string_custom_property(constants.ARTIFACT_PROPERTY_CURRENT_MODEL_URI_KEY, model.uri)
+    blessing.set_int_custom_property(constants.ARTIFACT_PROPERTY_CURRENT_MODEL_ID_KEY, model.id)
+    if baseline:
+        blessing.set_string_custom_property(constants.ARTIFACT_PROPERTY_BASELINE_MODEL_URI_KEY, baseline.folder)
+    blessing.set_string_custom_property("model_weights_sha256", profile.weights_sha256 or "")
+    blessing.set_string_custom_property("baseline_weights_sha256", baseline.weights_sha256 if baseline else "")
     blessing.set_int_custom_property(
-        constants.ARTIFACT_PROPERTY_BLESSED_KEY, constants.NOT_BLESSED_VALUE if reasons else constants.BLESSED_VALUE
+        constants.ARTIFACT_PROPERTY_BLESSED_KEY,
+        constants.BLESSED_VALUE if verdict.blessed else constants.NOT_BLESSED_VALUE,
     )
-    blessing.set_string_custom_property(constants.ARTIFACT_PROPERTY_BLESSING_MESSAGE_KEY, "; ".join(reasons))
-    name = constants.NOT_BLESSED_FILE_NAME if reasons else constants.BLESSED_FILE_NAME
+    objections = " ".join(verdict.objections)
+    blessing.set_string_custom_property(constants.ARTIFACT_PROPERTY_BLESSING_MESSAGE_KEY, objections)
+    name = constants.BLESSED_FILE_NAME if verdict.blessed else constants.NOT_BLESSED_FILE_NAME
     _write(os.path.join(blessing.uri, name), "")
 
 

@@ -1,60 +1,40 @@
 """The Evaluator's scores and blessing."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tfx.components.evaluator import executor as stock
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.types import Artifact, artifact_utils, standard_artifacts
 
-from components.evaluator import executor
+from components.evaluator import scoring
 from components.evaluator.component import Evaluator
-from components.evaluator.executor import Executor, objections
+from components.evaluator.executor import Executor
+from components.pusher.executor import push
 from data_schema.index import read_index
 from umx_model.errors import InputError
-from umx_model.evaluation.evaluate import TargetScore, evaluate_sample
+from umx_model.evaluation.evaluate import columns, evaluate_sample
+from umx_model.evaluation.gate import GateRule, judge
+from umx_model.evaluation.scores import TrackScores
 from umx_model.inference.restore import load_separator
 from umx_model.model.folder import write_model_folder
 from umx_model.model.spectral_filter import get_joint_spectral_filter
 from umx_model.profile import ModelProfile, Profile
 
-
-@pytest.mark.parametrize(
-    ("estimates", "floor_db", "baseline", "expected"),
-    [
-        ((1.0, 1.0), 0.0, None, []),
-        ((1.0, 0.0), 0.0, None, ["drums: SDR 0.00 dB is +0.00 dB from"]),  # what doing nothing gets
-        ((1.0, float("nan")), 0.0, None, ["drums: SDR nan dB"]),
-        ((1.0, 3.0), 2.0, None, ["vocals: SDR 1.00 dB is +1.00 dB from"]),
-        ((1.0, 1.0), -5.0, (1.0, 0.5), []),
-        ((1.0, 1.0), -5.0, (1.5, 0.5), ["vocals: SDR 1.00 dB is below the baseline's 1.50 dB"]),
-        ((-1.0, 1.0), 0.0, (0.5, 0.5), ["vocals: SDR -1.00 dB is -1.00 dB from", "vocals: SDR -1.00 dB is below"]),
-    ],
-)
-def test_objections(estimates: tuple, floor_db: float, baseline: tuple | None, expected: list[str]) -> None:
-    found = objections(scores(estimates), floor_db, scores(baseline) if baseline else None)
-    assert len(found) == len(expected)
-    for line, start in zip(found, expected, strict=True):
-        assert line.startswith(start)
-
-
-def test_silence_is_named() -> None:
-    silent = {target: TargetScore(float("nan"), float("nan")) for target in ("vocals", "drums")}
-    message = "no 1 s window of test has sound in every target; add samples"
-    assert objections(silent, -100.0, silent, split="test") == [message]
-
-
-def scores(estimates: tuple) -> Mapping[str, TargetScore]:
-    return {target: TargetScore(0.0, value) for target, value in zip(("vocals", "drums"), estimates, strict=True)}
+ANYTHING = GateRule(floor_db=-100.0, margin_db=100.0)
 
 
 def test_vertex_finds_its_blessing() -> None:
     # What TFX's resolver of the latest blessed model looks for there.
     assert issubclass(Executor, stock.Executor)
     assert Evaluator.SPEC_CLASS.OUTPUTS["blessing"].type is standard_artifacts.ModelBlessing
+
+
+MakeModel = Callable[..., standard_artifacts.Model]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +44,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> standard_artifacts.Exampl
     from components.sample_gen.executor import Executor as SampleGen
 
     folder = tmp_path_factory.mktemp("index")
-    data = helpers.make_database(folder / "db", {"train": 1, "valid": 2}, sample_rate=8000, seconds=2.5, channels=1)
+    data = helpers.make_database(folder / "db", {"train": 1, "valid": 3}, sample_rate=8000, seconds=2.5, channels=1)
     examples = standard_artifacts.Examples()
     examples.uri = str(folder / "index")
     properties = {"data": str(data), "targets": "vocals,drums", "data_version": ""}
@@ -73,95 +53,206 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> standard_artifacts.Exampl
     return examples
 
 
-@pytest.fixture
-def make_model(tmp_path: Path) -> Callable[[int], standard_artifacts.Model]:
-    def make(seed: int) -> standard_artifacts.Model:
+@pytest.fixture(scope="module")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+    folder = tmp_path_factory.mktemp("models")
+
+    def make(seed: int, **settings: Any) -> standard_artifacts.Model:
         import keras
 
         keras.utils.set_random_seed(seed)
-        profile = ModelProfile(
-            targets=("vocals", "drums"), sample_rate=8000, channels=1, n_fft=64, hop_length=32, hidden_size=4, layers=1
-        )
+        sizes = {"sample_rate": 8000, "channels": 1, "n_fft": 64, "hop_length": 32, "hidden_size": 4, "layers": 1}
+        # One direction, because that is quicker to export.
+        profile = ModelProfile(**{"targets": ("vocals", "drums"), "unidirectional": True, **sizes, **settings})
         model = standard_artifacts.Model()
         model.id = seed
-        model.uri = str(tmp_path / f"model{seed}")
-        write_model_folder(model.uri, get_joint_spectral_filter(profile), Profile(model=profile), saved_model=False)
+        model.uri = str(folder / f"model{seed}-{len(list(folder.iterdir()))}")
+        write_model_folder(
+            model.uri,
+            get_joint_spectral_filter(profile),
+            Profile(model=profile, data_fingerprint="f1n9er"),
+            saved_model=False,
+        )
         return model
 
     return make
 
 
-def test_scores_and_blessing(
-    index: standard_artifacts.Examples, make_model: Callable[[int], standard_artifacts.Model], tmp_path: Path
-) -> None:
-    model, baseline = make_model(1), make_model(2)
+@pytest.fixture(scope="module")
+def serve(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Push a model, as version 1 of its own destination."""
+
+    def push_model(model: standard_artifacts.Model) -> Path:
+        destination = tmp_path_factory.mktemp("serving")
+        push(model.uri, str(destination), 5, {"weights_sha256": sha256(model.uri)}, {})
+        return destination
+
+    return push_model
+
+
+@pytest.fixture(scope="module")
+def served(make_model: MakeModel, serve: Callable[..., Path]) -> Path:
+    return serve(make_model(2))
+
+
+def sha256(folder: str | Path) -> str:
+    digest = Profile.read(folder).weights_sha256
+    assert digest
+    return digest
+
+
+def expected_scores(folder: str | Path, index: standard_artifacts.Examples) -> list[TrackScores]:
+    separator = load_separator(folder)
     samples = read_index(artifact_utils.get_split_uri([index], "valid"))
-    separators = [load_separator(one.uri) for one in (model, baseline)]
-    expected = {one.id: [evaluate_sample(separator, one) for separator in separators] for one in samples}
-    better = all(
-        sum(pair[0].estimates[target] - pair[1].estimates[target] for pair in expected.values()) >= 0
-        for target in ("vocals", "drums")
-    )
-    inputs: dict[str, list[Artifact]] = {"examples": [index], "model": [model], "baseline_model": [baseline]}
-    report, blessing = run(inputs, -100.0, tmp_path)
-    assert report["split"] == "valid"
-    assert report["blessed"] is better
-    assert bool(report["objections"]) is not better
-    for sample in report["samples"]:
-        for target, figure in expected[sample["id"]][0].estimates.items():
-            assert sample["estimates"][target] == pytest.approx(figure, abs=1e-4)
-    for target in ("vocals", "drums"):
-        middle = sum(pair[1].estimates[target] for pair in expected.values()) / 2  # median of two
-        assert report["baseline"][target]["estimates"] == pytest.approx(middle, abs=1e-4)
-    assert blessing.get_int_custom_property("blessed") == int(better)
+    return [evaluate_sample(separator, sample)[0] for sample in samples]
+
+
+def test_scores_report_and_blessing(
+    index: standard_artifacts.Examples, make_model: MakeModel, served: Path, tmp_path: Path
+) -> None:
+    model = make_model(1, niter=2, softmask=True)
+    scores, blessing = run(index, model, ANYTHING, tmp_path, served)
+    mine, theirs = expected_scores(model.uri, index), expected_scores(served / "1", index)
+    assert scores["split"] == "valid"
+    assert (scores["settings"]["niter"], scores["settings"]["softmask"]) == (2, True)
+    assert scores["data_fingerprint"] == "f1n9er"
+    assert scores["baseline_version"] == "1"
+    for found, expected in ((scores["tracks"], mine), (scores["baseline"], theirs)):
+        assert [track["name"] for track in found] == ["song00", "song01", "song02"]
+        for one, other in zip(map(TrackScores.from_json, found), expected, strict=True):
+            for metric in ("SDR", "ISR", "SIR", "SAR"):
+                np.testing.assert_allclose(one.windows[metric], other.windows[metric], atol=1e-3)
+            np.testing.assert_allclose(one.mixture, other.mixture, atol=1e-6)
+    for name, figures in columns(mine, theirs).items():
+        assert scores["figures"][name] == pytest.approx(figures, abs=1e-3)
+
+    verdict = judge(mine, theirs, ANYTHING, "version 1")
+    assert scores["blessed"] is verdict.blessed
+    opening, *rest = verdict.sentences
+    assert scores["verdict"] == [opening, "Judged on 3 samples of valid, against version 1, which is served.", *rest]
+    assert scores["comparisons"] == json.loads(json.dumps(verdict.comparisons))
+
+    assert blessing.get_int_custom_property("blessed") == int(verdict.blessed)
+    assert blessing.get_string_custom_property("blessing_message") == " ".join(verdict.objections)
     assert blessing.get_string_custom_property("current_model") == model.uri
     assert blessing.get_int_custom_property("current_model_id") == 1
-    assert blessing.get_int_custom_property("baseline_model_id") == 2
-    assert [path.name for path in Path(blessing.uri).iterdir()] == ["BLESSED" if better else "NOT_BLESSED"]
+    assert blessing.get_string_custom_property("baseline_model") == str(served / "1")
+    assert blessing.get_string_custom_property("model_weights_sha256") == sha256(model.uri)
+    assert blessing.get_string_custom_property("baseline_weights_sha256") == sha256(served / "1")
+    assert [path.name for path in Path(blessing.uri).iterdir()] == ["BLESSED" if verdict.blessed else "NOT_BLESSED"]
 
 
-def test_no_baseline_on_the_first_run(
-    index: standard_artifacts.Examples, make_model: Callable[[int], standard_artifacts.Model], tmp_path: Path
+def test_the_mixture_is_the_baseline_of_the_first_run(
+    index: standard_artifacts.Examples, make_model: MakeModel, tmp_path: Path
 ) -> None:
-    inputs: dict[str, list[Artifact]] = {"examples": [index], "model": [make_model(1)], "baseline_model": []}
-    report, blessing = run(inputs, -100.0, tmp_path)
-    assert report["blessed"]
-    assert "baseline" not in report
+    scores, blessing = run(index, make_model(1), ANYTHING, tmp_path, tmp_path / "nothing")
+    assert scores["blessed"]
+    assert scores["baseline"] is None
+    assert scores["baseline_version"] is None
+    assert "against the mixture, because nothing is served yet." in scores["verdict"][1]
+    assert scores["comparisons"]["vocals"]["baseline"] == "the mixture less 100 dB"
     assert not blessing.has_custom_property("baseline_model")
+    assert blessing.get_string_custom_property("baseline_weights_sha256") == ""
 
 
-def test_damaged_model_is_told_once(
-    index: standard_artifacts.Examples, make_model: Callable[[int], standard_artifacts.Model], tmp_path: Path
+def test_not_good_enough(index: standard_artifacts.Examples, make_model: MakeModel, tmp_path: Path) -> None:
+    scores, blessing = run(index, make_model(1), GateRule(floor_db="vocals=100,drums=-100"), tmp_path, tmp_path / "no")
+    assert not scores["blessed"]
+    assert scores["verdict"][0] == "Not good enough: vocals."
+    assert all(objection.startswith("vocals: ") for objection in scores["objections"])
+    assert blessing.get_int_custom_property("blessed") == 0
+    assert "not above the floor of +100 dB" in blessing.get_string_custom_property("blessing_message")
+    assert [path.name for path in Path(blessing.uri).iterdir()] == ["NOT_BLESSED"]
+
+
+def test_what_is_served_is_not_scored_twice(
+    index: standard_artifacts.Examples, make_model: MakeModel, serve: Callable[..., Path], tmp_path: Path
 ) -> None:
+    model = make_model(1)
+    scores, _ = run(index, model, ANYTHING, tmp_path, serve(model))
+    assert scores["verdict"][1].endswith("against version 1, which is served and is this model.")
+    assert scores["baseline"] == scores["tracks"]
+    assert scores["comparisons"]["drums"]["difference"] == 0.0
+    assert scores["blessed"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"targets": ("vocals", "bass")}, "version 1, which is served, separates bass, which samples lack."),
+        ({"channels": 2}, "version 1, which is served, takes 2 channels, this model 1."),
+    ],
+)
+def test_what_cannot_be_compared_is_said(
+    index: standard_artifacts.Examples,
+    make_model: MakeModel,
+    serve: Callable[..., Path],
+    tmp_path: Path,
+    settings: dict,
+    message: str,
+) -> None:
+    served = serve(make_model(3, **settings))
+    scores, blessing = run(index, make_model(1), ANYTHING, tmp_path, served)
+    assert scores["verdict"][1] == f"Judged on 3 samples of valid, against the mixture, because {message}"
+    assert scores["baseline"] is None
+    assert blessing.get_string_custom_property("baseline_weights_sha256") == sha256(served / "1")
+
+
+def test_damaged_model_is_told_once(index: standard_artifacts.Examples, make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model(1)
     Path(model.uri, "model.weights.h5").write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"model1") as caught:
-        run({"examples": [index], "model": [model]}, 0.0, tmp_path)
+        run(index, model, ANYTHING, tmp_path, tmp_path / "nothing")
     assert "\n" not in str(caught.value)
 
 
 def test_a_failure_is_one_line(
     index: standard_artifacts.Examples,
-    make_model: Callable[[int], standard_artifacts.Model],
+    make_model: MakeModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture,
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(executor, "evaluate_sample", fail)
+    monkeypatch.setattr(scoring, "evaluate_sample", fail)
     with pytest.raises(RuntimeError) as caught:
-        run({"examples": [index], "model": [make_model(1)]}, 0.0, tmp_path)
-    assert str(caught.value) == "song00: RuntimeError: out of luck (and 1 more)"
+        run(index, make_model(1), ANYTHING, tmp_path, tmp_path / "nothing")
+    assert str(caught.value) == "song00: RuntimeError: out of luck (and 2 more)"
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
+def test_workers_make_no_difference(
+    index: standard_artifacts.Examples, make_model: MakeModel, served: Path, tmp_path: Path
+) -> None:
+    ways = {
+        "in memory": [],
+        "1 thread": ["--direct_running_mode=multi_threading", "--direct_num_workers=1"],
+        "4 threads": ["--direct_running_mode=multi_threading", "--direct_num_workers=4"],
+        "2 processes": ["--direct_running_mode=multi_processing", "--direct_num_workers=2"],
+    }
+    model = make_model(1)
+    found = {}
+    for name, arguments in ways.items():
+        found[name], _ = run(index, model, GateRule(), tmp_path / name, served, arguments)
+    for name, scores in found.items():
+        assert scores == found["in memory"], name
+
+
 def run(
-    inputs: dict[str, list[Artifact]], floor_db: float, folder: Path
+    index: standard_artifacts.Examples,
+    model: standard_artifacts.Model,
+    rule: GateRule,
+    folder: Path,
+    push_destination: Path,
+    beam_args: Sequence[str] = (),
 ) -> tuple[dict, standard_artifacts.ModelBlessing]:
     evaluation, blessing = standard_artifacts.ModelEvaluation(), standard_artifacts.ModelBlessing()
     evaluation.uri, blessing.uri = str(folder / "evaluation"), str(folder / "blessing")
-    context = BaseBeamExecutor.Context(tmp_dir=str(folder / "tmp"), unique_id="1")
-    Executor(context).Do(inputs, {"evaluation": [evaluation], "blessing": [blessing]}, {"floor_db": floor_db})
+    inputs: dict[str, list[Artifact]] = {"examples": [index], "model": [model]}
+    properties = {"rule": rule.model_dump_json(), "push_destination": str(push_destination)}
+    context = BaseBeamExecutor.Context(beam_pipeline_args=list(beam_args), tmp_dir=str(folder / "tmp"), unique_id="1")
+    Executor(context).Do(inputs, {"evaluation": [evaluation], "blessing": [blessing]}, properties)
     return json.loads((folder / "evaluation" / "scores.json").read_text()), blessing

@@ -45,8 +45,11 @@ def test_only_what_depends_on_a_setting_sees_it() -> None:
     before = nodes()
     assert changed(before, nodes()) == set()
     assert changed(before, nodes(data_version="w")) == {"SampleGen"}
-    assert changed(before, nodes(floor_db=1.0)) == {"Evaluator"}
-    assert changed(before, nodes(push_destination="/serving")) == {"Pusher"}
+    for setting in ({"floor_db": 1.0}, {"margin_db": 1.0}, {"confidence": 0.9}, {"resamples": 500}):
+        assert changed(before, nodes(**setting)) == {"Evaluator"}
+    assert changed(before, nodes(keep_versions=2)) == {"Pusher"}
+    assert changed(before, nodes(warm_start=True)) == {"Trainer"}
+    assert changed(before, nodes(push_destination="/serving")) == {"Evaluator", "Pusher"}
     assert changed(before, nodes(set={"train.epochs": 3})) == {"Trainer"}
     assert changed(before, nodes(set={"model.targets": "b,a"})) == {"SampleGen", "Trainer"}
 

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.settings import PipelineSettings
 from umx_model.errors import InputError
+from umx_model.evaluation.gate import GateRule
 
 PROFILE = {"model": {"targets": ["drums", "vocals"], "hidden_size": 8}, "train": {"epochs": 7}}
 
@@ -45,6 +46,17 @@ def test_command_line_wins_over_environment_over_file(settings_file: Path) -> No
     assert everything.floor_db == 2.5
     assert everything.profile.model.targets == ("e",)
     assert everything.profile.train.epochs == 5
+
+
+def test_a_floor_for_each_target(tmp_path: Path) -> None:
+    options = {"data": "d", "profile": PROFILE}
+    floors = {"drums": 1.0, "vocals": 2.5}
+    file = tmp_path / "settings.yaml"
+    file.write_text("floor_db: {drums: 1, vocals: 2.5}\nmargin_db: 0.25\n")
+    assert load(options, file).rule == GateRule(floor_db=floors, margin_db=0.25)
+    assert load(options, UMX_PRO_FLOOR_DB='{"drums": 1, "vocals": 2.5}').floor_db == floors
+    assert load(options, UMX_PRO_FLOOR_DB="drums=1,vocals=2.5", UMX_PRO_CONFIDENCE="0.9").floor_db == floors
+    assert load({**options, "floor_db": "drums=1,vocals=2.5"}).rule.floor("vocals") == 2.5
 
 
 def test_profile_may_be_a_path_a_model_folder_or_inline(tmp_path: Path) -> None:
@@ -91,8 +103,11 @@ def test_remote_folders_stay_as_they_are() -> None:
     [
         ({}, "data: no database named; give --data DIR"),
         ({"data": "d", "profile": "none.json"}, "none.json: cannot be read; expected"),
-        ({"data": "d", "profile": PROFILE, "colour": "red"}, "colour: unknown setting; known are data, profile"),
+        ({"data": "d", "profile": PROFILE, "colour": "red"}, "colour: unknown setting; known are beam_args, con"),
         ({"data": "d", "profile": PROFILE, "floor_db": "high"}, "floor_db: .* (found 'high')"),
+        ({"data": "d", "profile": PROFILE, "floor_db": "vocals=a"}, "floor_db: expected dB, .* (found 'vocals=a')"),
+        ({"data": "d", "profile": PROFILE, "floor_db": {"bass": 1}}, "floor_db: bass is no target of the model; there"),
+        ({"data": "d", "profile": PROFILE, "confidence": "95"}, "confidence: .* (found '95')"),
         ({"data": "d", "profile": PROFILE, "set": {"train.epoch": "3"}}, "train.epoch: unknown setting; known are"),
         ({"data": "d", "profile": PROFILE, "set": {"train.epochs": "-3"}}, "train.epochs: .* (found -3)"),
         ({"data": "d", "profile": {"model": {"hidden": 3}, "train": {}}, "targets": "a"}, "model.hidden: unknown key"),

@@ -46,12 +46,11 @@ _RESAMPLES_AT_ONCE = 1000
 def _floors(value: Any) -> Floors:
     """Read dB, or dB per target from a mapping or from text as `vocals=2,drums=1`."""
     try:
-        if isinstance(value, str) and "=" in value:
-            value = dict(part.split("=") for part in value.split(","))
+        named = dict(part.split("=") for part in value.split(",")) if isinstance(value, str) and "=" in value else value
         floors: Floors = (
-            {str(target).strip(): float(floor) for target, floor in value.items()}
-            if isinstance(value, Mapping)
-            else float(value)
+            {str(target).strip(): float(floor) for target, floor in named.items()}
+            if isinstance(named, Mapping)
+            else float(named)
         )
     except (TypeError, ValueError):
         floors = math.nan
