@@ -114,6 +114,8 @@ def describe(lineage: Lineage) -> str:
         add("data", f"{sample_gen.run}  {sample_gen.parameters['data']}: {counts or 'unknown'} samples")
     if recorded:
         add("", f"fingerprint {recorded['data_fingerprint']}")
+        if recorded["started_from"]:
+            add("started", f"from {recorded['started_from']}")
         add("weights", f"SHA-256 {recorded['weights_sha256']}")
         add("baseline", f"version {recorded['baseline_version']}" if recorded["baseline_version"] else "the mixture")
         for sentence in recorded["verdict"]:

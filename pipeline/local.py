@@ -67,6 +67,7 @@ class LocalRunResult:
         pushed_version_dir: the version that serves the model; None where it was not pushed.
         not_pushed_because: why not; None where it was.
         scores: the Evaluator's report, `scores.json`.
+        report: the Evaluator's report to look at, `report.html`.
         model_dir: the trained model folder.
         log_file: what TFX, Beam and TensorFlow had to say.
         cached: the components that need not run.
@@ -75,6 +76,7 @@ class LocalRunResult:
     pushed_version_dir: str | None
     not_pushed_because: str | None
     scores: dict[str, Any]
+    report: str | None
     model_dir: str
     log_file: str
     cached: tuple[str, ...]
@@ -93,12 +95,18 @@ def describe(result: LocalRunResult) -> str:
     lines = [""]
     if not all(math.isnan(score) for score in summarize_mixture(tracks).values()):
         lines += [f"{METRIC}; {len(tracks)} {scores['split']} samples", table(tracks, baseline or None), ""]
-    lines += [f"  {sentence}" for sentence in scores["verdict"]]
+    if folder is None and not scores["blessed"]:
+        lines.append("Not pushed, because the model is not good enough:")
+        lines += [f"  {objection}" for objection in scores["objections"]]
+    elif folder is None:
+        lines.append(f"Not pushed: {result.not_pushed_because}")
     if folder is None:
-        lines += [f"Not pushed: {result.not_pushed_because}", f"The model is kept in {result.model_dir}"]
+        lines.append(f"The model is kept in {result.model_dir}")
         folder = result.model_dir
     else:
         lines.append(f"Pushed to {folder}")
+    if result.report is not None:
+        lines.append(f"More on how good it is: {result.report}")
     return "\n".join([*lines, usage(folder)])
 
 
@@ -303,12 +311,15 @@ _OPERATORS = {
 
 def _summary(done: dict[str, _Done], log_file: str) -> LocalRunResult:
     pushed = done["Pusher"].outputs["pushed_model"]
-    with tf.io.gfile.GFile(os.path.join(done["Evaluator"].outputs["evaluation"].uri, SCORES_FILE)) as file:
+    evaluation = done["Evaluator"].outputs["evaluation"].uri
+    report = os.path.join(evaluation, "report.html")
+    with tf.io.gfile.GFile(os.path.join(evaluation, SCORES_FILE)) as file:
         scores = json.loads(file.read())
     return LocalRunResult(
         pushed_version_dir=pushed.get_string_custom_property("pushed_destination") or None,
         not_pushed_because=pushed.get_string_custom_property(REASON) or None,
         scores=scores,
+        report=report if os.path.exists(report) else None,
         model_dir=done["Trainer"].outputs["model"].uri,
         log_file=log_file,
         cached=tuple(name for name, component in done.items() if component.cached),

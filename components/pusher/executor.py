@@ -168,6 +168,7 @@ def _origin(
         "weights_sha256": profile.weights_sha256,
         "model": artifact_utils.get_single_uri(input_dict["model"]),
         "data_fingerprint": profile.data_fingerprint,
+        "started_from": profile.made_with.get("started_from"),
         "evaluation": artifact_utils.get_single_uri(input_dict["evaluation"]),
         "scores": findings.get("figures", {}).get("SDR", {}),
         "verdict": findings.get("verdict", []),

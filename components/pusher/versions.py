@@ -84,6 +84,7 @@ def read_lineage(version: str) -> dict[str, Any]:
         weights_sha256: of `model.weights.h5`.
         model: URI of the model folder that was pushed.
         data_fingerprint: of the database that it was trained on.
+        started_from: the version whose weights training started from; null for random ones.
         evaluation: URI of the evaluation that it passed.
         scores: SDR in dB per target.
         verdict: why it was pushed, in sentences.

@@ -107,6 +107,7 @@ class TestAVersion:
             "weights_sha256": Profile.read(model_folder).weights_sha256,
             "model": model_folder,
             "data_fingerprint": "f1n9er",
+            "started_from": None,
             "evaluation": str(folder.parents[1] / "evaluation"),
             "scores": {"vocals": 4.256, "drums": None},
             "verdict": ["vocals: 7.3 dB above the mixture", "drums: never heard"],

@@ -50,6 +50,8 @@ def test_only_what_depends_on_a_setting_sees_it() -> None:
     assert changed(before, nodes(keep_versions=2)) == {"Pusher"}
     assert changed(before, nodes(warm_start=True)) == {"Trainer"}
     assert changed(before, nodes(push_destination="/serving")) == {"Evaluator", "Pusher"}
+    assert changed(before, nodes(keep_versions=2)) == {"Pusher"}
+    assert changed(before, nodes(warm_start=True)) == {"Trainer"}
     assert changed(before, nodes(set={"train.epochs": 3})) == {"Trainer"}
     assert changed(before, nodes(set={"model.targets": "b,a"})) == {"SampleGen", "Trainer"}
 

@@ -98,6 +98,7 @@ def test_settings_of_use_may_differ(first: Path) -> None:
     check_start(make_profile(model__niter=3, model__softmask=True, model__dropout=0.1).model, str(first))
 
 
+@pytest.mark.slow
 def test_resumed_it_goes_on_from_its_own_checkpoint(
     root: Path, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
