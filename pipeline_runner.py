@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated, Any
 
 import click
@@ -61,6 +62,10 @@ def local(
         "floor_db": floor,
         "beam_args": beam_arg or None,
     }
+    # Beam's worker processes import our packages, too, wherever this was started.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(__file__).resolve().parent), os.getenv("PYTHONPATH")])
+    )
     # Imported here: TFX takes seconds, which --help and a wrong option should not.
     from pipeline.settings import PipelineSettings
 

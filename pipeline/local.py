@@ -41,7 +41,7 @@ from tfx.orchestration.portable.mlmd import execution_lib
 from tfx.proto.orchestration import executable_spec_pb2, pipeline_pb2
 from tfx.types import Artifact
 
-from components.evaluator.executor import SCORES_FILE
+from components.evaluator.executor import REPORT_FILE, SCORES_FILE
 from components.pusher.executor import REASON, WEIGHTS_SHA256, WITHDRAWN
 from components.pusher.versions import current_version, is_withdrawn, read_lineage
 from components.sample_gen.component import SampleGen
@@ -76,7 +76,7 @@ class LocalRunResult:
     pushed_version_dir: str | None
     not_pushed_because: str | None
     scores: dict[str, Any]
-    report: str | None
+    report: str
     model_dir: str
     log_file: str
     cached: tuple[str, ...]
@@ -105,8 +105,7 @@ def describe(result: LocalRunResult) -> str:
         folder = result.model_dir
     else:
         lines.append(f"Pushed to {folder}")
-    if result.report is not None:
-        lines.append(f"More on how good it is: {result.report}")
+    lines.append(f"More on how good it is: {result.report}")
     return "\n".join([*lines, usage(folder)])
 
 
@@ -312,14 +311,13 @@ _OPERATORS = {
 def _summary(done: dict[str, _Done], log_file: str) -> LocalRunResult:
     pushed = done["Pusher"].outputs["pushed_model"]
     evaluation = done["Evaluator"].outputs["evaluation"].uri
-    report = os.path.join(evaluation, "report.html")
     with tf.io.gfile.GFile(os.path.join(evaluation, SCORES_FILE)) as file:
         scores = json.loads(file.read())
     return LocalRunResult(
         pushed_version_dir=pushed.get_string_custom_property("pushed_destination") or None,
         not_pushed_because=pushed.get_string_custom_property(REASON) or None,
         scores=scores,
-        report=report if os.path.exists(report) else None,
+        report=os.path.join(done["Evaluator"].outputs["report"].uri, REPORT_FILE),
         model_dir=done["Trainer"].outputs["model"].uri,
         log_file=log_file,
         cached=tuple(name for name, component in done.items() if component.cached),

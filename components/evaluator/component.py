@@ -7,6 +7,7 @@ from tfx.types.component_spec import ComponentSpec, ExecutionParameter
 
 from components.code_version import code_version
 from components.evaluator import executor
+from system import HTML
 from umx_model.evaluation.gate import GateRule
 
 
@@ -24,6 +25,7 @@ class EvaluatorSpec(ComponentSpec):
     }
     OUTPUTS = {
         "evaluation": Artifacts(type=standard_artifacts.ModelEvaluation),
+        "report": Artifacts(type=HTML),
         "blessing": Artifacts(type=standard_artifacts.ModelBlessing),
     }
 
@@ -34,8 +36,9 @@ class Evaluator(base_beam_component.BaseBeamComponent):
     The same is done with the baseline: the version that is served when the component runs. Both separate
     with the EM settings of their profiles, as they do when they are served.
 
-    The output `evaluation` holds `scores.json`, with all scores and all that led to the verdict, and
-    `report.html`, which shows them. The output `blessing` says whether the model may be pushed, by the rule of
+    The output `evaluation` holds `scores.json`, with all scores and all that led to the verdict. The output
+    `report` shows them, as one page: at its URI where a pipelines UI looks for it, on this machine in a folder as
+    `report.html`. The output `blessing` says whether the model may be pushed, by the rule of
     `umx_model.evaluation.gate`. Its custom properties name the model and the baseline
     (`model_weights_sha256`, `baseline_weights_sha256`, empty where nothing is served).
 
@@ -69,6 +72,7 @@ class Evaluator(base_beam_component.BaseBeamComponent):
                     "data_schema",
                 ),
                 evaluation=Channel(type=standard_artifacts.ModelEvaluation),
+                report=Channel(type=HTML),
                 blessing=Channel(type=standard_artifacts.ModelBlessing),
             )
         )

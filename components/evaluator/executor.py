@@ -17,6 +17,7 @@ from data_schema.index import read_index
 from umx_model.data.track_folder import Sample
 from umx_model.evaluation.evaluate import METRIC, columns
 from umx_model.evaluation.gate import GateRule, Verdict, judge
+from umx_model.evaluation.report import write_report
 from umx_model.evaluation.scores import Evaluation
 from umx_model.model.export import EXTRA_ASSETS
 from umx_model.profile import FILE_NAME, Profile
@@ -61,7 +62,7 @@ class Executor(stock.Executor):
         output_dict: dict[str, list[Artifact]],
         exec_properties: dict[str, Any],
     ) -> None:
-        """Score the model, write the scores and the blessing.
+        """Score the model, write the scores, the report and the blessing.
 
         Raises:
             InputError: a model or a sample cannot be used; one line per problem.
@@ -104,6 +105,7 @@ class Executor(stock.Executor):
         document = _document(evaluation, verdict, split, scores)
         document["baseline_version"] = number(baseline.folder) if baseline else None
         _write(os.path.join(folder, SCORES_FILE), json.dumps(document, indent=2, allow_nan=False) + "\n")
+        _show(artifact_utils.get_single_instance(output_dict["report"]), evaluation)
         blessing = artifact_utils.get_single_instance(output_dict["blessing"])
         _bless(blessing, model, profile, baseline, verdict)
 
@@ -161,6 +163,13 @@ def _document(evaluation: Evaluation, verdict: Verdict, split: str, scores: Scor
         "tracks": by_model[_MODEL],
         "baseline": by_model.get(_BASELINE),
     }
+
+
+def _show(report: Artifact, evaluation: Evaluation) -> None:
+    """Write the report where it is looked for: at the URI itself, or in the folder that a local run makes of it."""
+    folder = tf.io.gfile.isdir(report.uri)
+    write_report(os.path.join(report.uri, REPORT_FILE) if folder else report.uri, evaluation)
+    report.set_string_custom_property("display_name", "report")  # the Pipelines UI of Kubeflow shows no other pages
 
 
 def _bless(blessing: Artifact, model: Artifact, profile: Profile, baseline: _Baseline | None, verdict: Verdict) -> None:

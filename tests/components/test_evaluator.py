@@ -1,4 +1,4 @@
-"""The Evaluator's scores and blessing."""
+"""The Evaluator's scores, report and blessing."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -7,15 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from kfp.pipeline_spec.pipeline_spec_pb2 import ArtifactList, RuntimeArtifact
 from tfx.components.evaluator import executor as stock
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
-from tfx.types import Artifact, artifact_utils, standard_artifacts
+from tfx.orchestration.kubeflow.v2 import compiler_utils
+from tfx.orchestration.kubeflow.v2.container.kubeflow_v2_entrypoint_utils import parse_raw_artifact_dict
+from tfx.types import Artifact, Channel, artifact_utils, standard_artifacts
 
 from components.evaluator import scoring
 from components.evaluator.component import Evaluator
 from components.evaluator.executor import Executor
 from components.pusher.executor import push
 from data_schema.index import read_index
+from system import HTML
 from umx_model.errors import InputError
 from umx_model.evaluation.evaluate import columns, evaluate_sample
 from umx_model.evaluation.gate import GateRule, judge
@@ -32,6 +37,16 @@ def test_vertex_finds_its_blessing() -> None:
     # What TFX's resolver of the latest blessed model looks for there.
     assert issubclass(Executor, stock.Executor)
     assert Evaluator.SPEC_CLASS.OUTPUTS["blessing"].type is standard_artifacts.ModelBlessing
+
+
+def test_user_interfaces_know_the_report() -> None:
+    channel = Channel(type=Evaluator.SPEC_CLASS.OUTPUTS["report"].type)
+    spec = compiler_utils.build_output_artifact_spec(channel)
+    assert yaml.safe_load(spec.artifact_type.instance_schema)["title"] == "system.HTML"
+    # As TFX's containers make the artifact of it.
+    given = ArtifactList(artifacts=[RuntimeArtifact(uri="gs://bucket/report", type=spec.artifact_type)])
+    [report] = parse_raw_artifact_dict({"report": given}, {})["report"]
+    assert isinstance(report, HTML)
 
 
 MakeModel = Callable[..., standard_artifacts.Model]
@@ -132,6 +147,9 @@ def test_scores_report_and_blessing(
     assert scores["verdict"] == [opening, "Judged on 3 samples of valid, against version 1, which is served.", *rest]
     assert scores["comparisons"] == json.loads(json.dumps(verdict.comparisons))
 
+    report = (tmp_path / "report").read_text()
+    for text in ("song02", "data:audio/ogg", "against version 1, which is served", "f1n9er"):
+        assert text in report
     assert blessing.get_int_custom_property("blessed") == int(verdict.blessed)
     assert blessing.get_string_custom_property("blessing_message") == " ".join(verdict.objections)
     assert blessing.get_string_custom_property("current_model") == model.uri
@@ -236,9 +254,11 @@ def test_workers_make_no_difference(
     model = make_model(1)
     found = {}
     for name, arguments in ways.items():
-        found[name], _ = run(index, model, GateRule(), tmp_path / name, served, arguments)
-    for name, scores in found.items():
-        assert scores == found["in memory"], name
+        scores, _ = run(index, model, GateRule(), tmp_path / name, served, arguments)
+        found[name] = scores, (tmp_path / name / "report").read_bytes()
+    for name, (scores, report) in found.items():
+        assert scores == found["in memory"][0], name
+        assert report == found["in memory"][1], name
 
 
 def run(
@@ -249,10 +269,11 @@ def run(
     push_destination: Path,
     beam_args: Sequence[str] = (),
 ) -> tuple[dict, standard_artifacts.ModelBlessing]:
-    evaluation, blessing = standard_artifacts.ModelEvaluation(), standard_artifacts.ModelBlessing()
-    evaluation.uri, blessing.uri = str(folder / "evaluation"), str(folder / "blessing")
+    evaluation, blessing, report = standard_artifacts.ModelEvaluation(), standard_artifacts.ModelBlessing(), HTML()
+    evaluation.uri, blessing.uri, report.uri = (str(folder / name) for name in ("evaluation", "blessing", "report"))
+    outputs: dict[str, list[Artifact]] = {"evaluation": [evaluation], "blessing": [blessing], "report": [report]}
     inputs: dict[str, list[Artifact]] = {"examples": [index], "model": [model]}
     properties = {"rule": rule.model_dump_json(), "push_destination": str(push_destination)}
     context = BaseBeamExecutor.Context(beam_pipeline_args=list(beam_args), tmp_dir=str(folder / "tmp"), unique_id="1")
-    Executor(context).Do(inputs, {"evaluation": [evaluation], "blessing": [blessing]}, properties)
+    Executor(context).Do(inputs, outputs, properties)
     return json.loads((folder / "evaluation" / "scores.json").read_text()), blessing

@@ -49,6 +49,7 @@ def tracks(scores: Mapping[str, Sequence[float]], mixture: float = 0.0) -> list[
         ({"a": [5.1, 6.1, 7.1]}, {"a": [5, 6, 7]}, {"margin_db": 0}, []),
         ({"a": [4.9, 6.0, 7.2]}, {"a": [5, 6, 7]}, {}, []),
         ({"a": [4.9, 5.9, 6.9]}, {"a": [5, 6, 7]}, {}, ["a: .* between -0.10 and -0.10 dB: it is worse"]),
+        ({"a": [4.996, 5.996, 6.996]}, {"a": [5, 6, 7]}, {}, []),  # what is decided is what is shown
         ({"a": [4.5, 6, 7]}, {"a": [5, 6, 7]}, {}, ["a: .* between -0.50 and .0.00 dB: it might be worse, by the"]),
         ({"a": [4.51, 6, 7]}, {"a": [5, 6, 7]}, {}, []),
         ({"a": [4.4, 6, 7]}, {"a": [5, 6, 7]}, {"margin_db": 1}, []),
@@ -81,11 +82,13 @@ def test_every_figure_is_in_the_sentences() -> None:
     )
     assert verdict.sentences == (
         "Not good enough: b.",
-        "a: SDR is 6.00 dB, the mixture's -1.25 dB; the median gain is +7.25 dB, above the floor of +0.125 dB.",
+        "a: SDR is 6.00 dB, the mixture's -1.25 dB; track by track the median gain is +7.25 dB, "
+        "above the floor of +0.125 dB.",
         "a: against version 7 the median difference over 3 of 4 tracks is +0.50 dB, with 90 % confidence between "
         "-0.50 and +1.00 dB: it is not worse by the margin of 0.75 dB or more.",
         "a: 1 track without a score left out.",
-        "b: SDR is 1.00 dB, the mixture's -1.25 dB; the median gain is +2.25 dB, above the floor of +0.125 dB.",
+        "b: SDR is 1.00 dB, the mixture's -1.25 dB; track by track the median gain is +2.25 dB, "
+        "above the floor of +0.125 dB.",
         "b: against version 7 the median difference over 4 tracks is -1.00 dB, with 90 % confidence between -1.00 and "
         "-1.00 dB: it might be worse, by the margin of 0.75 dB or more.",
     )

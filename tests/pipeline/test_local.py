@@ -50,7 +50,9 @@ def test_silence_is_no_table() -> None:
     silent = TrackScores("song", ("vocals",), {"SDR": none}, none, none[0], none[0])
     scores = {"split": "valid", "tracks": [silent.to_json()], "baseline": None, "blessed": False}
     scores["objections"] = ["too quiet"]
-    text = local.describe(local.LocalRunResult(None, "the model was not blessed", scores, None, "/model", "/log", ()))
+    text = local.describe(
+        local.LocalRunResult(None, "the model was not blessed", scores, "/r.html", "/model", "/log", ())
+    )
     assert "nan" not in text
     assert "SDR" not in text
     assert "\n  too quiet\n" in text

@@ -194,8 +194,9 @@ def _sentences(target: str, figures: Mapping[str, Any], rule: GateRule, tracks: 
     enough = figures["gain"] > figures["floor"]
     lines = [
         (
-            f"{target}: SDR is {figures['sdr']:.2f} dB, the mixture's {figures['mixture']:.2f} dB; the median gain is "
-            f"{figures['gain']:+.2f} dB, {'above' if enough else 'not above'} the floor of {figures['floor']:+g} dB.",
+            f"{target}: SDR is {figures['sdr']:.2f} dB, the mixture's {figures['mixture']:.2f} dB; track by track the "
+            f"median gain is {figures['gain']:+.2f} dB, {'above' if enough else 'not above'} the floor of "
+            f"{figures['floor']:+g} dB.",
             enough,
         )
     ]
