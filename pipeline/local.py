@@ -43,6 +43,7 @@ from tfx.types import Artifact
 
 from components.evaluator.executor import REPORT_FILE, SCORES_FILE
 from components.pusher.executor import REASON, WEIGHTS_SHA256, WITHDRAWN
+from components.pusher.registry import check_registry
 from components.pusher.versions import current_version, is_withdrawn, read_lineage
 from components.sample_gen.component import SampleGen
 from pipeline.logs import logged_to
@@ -167,6 +168,8 @@ def check_settings(settings: PipelineSettings) -> None:
     check_fits(samples.get("test", ()), profile.model, profile.model.n_fft / profile.model.sample_rate)
     for name, folder in (("output", settings.output), ("push_destination", settings.serving_folder)):
         _require_writable(name, folder)
+    if settings.vertex_registry:
+        check_registry(settings.vertex_registry, settings.serving_folder)
     _require_database(_metadata_file(settings))
 
 
