@@ -69,6 +69,7 @@ def _page(evaluation: Evaluation) -> str:
     tracks = evaluation.tracks
     files = resources.files("umx_model.evaluation") / "report_page"
     metrics = tuple(tracks[0].windows)
+    summary, meanings = _summary(evaluation)
     return Template((files / "page.html").read_text("utf-8")).substitute(
         style=(files / "style.css").read_text("utf-8"),
         script=(files / "script.js").read_text("utf-8"),
@@ -79,7 +80,8 @@ def _page(evaluation: Evaluation) -> str:
         subtitle=escape(_subtitle(evaluation)),
         verdict=_verdict(evaluation),
         metric=escape(METRIC),
-        summary=_summary(evaluation),
+        summary=summary,
+        meanings=meanings,
         boxes="".join(
             f'<figure><div class="plot" data-figure="{metric}" role="img" aria-label="{metric} of tracks per target">'
             f"</div><figcaption>{metric}, {_MEANINGS[metric]}</figcaption></figure>"
@@ -132,19 +134,20 @@ def _verdict(evaluation: Evaluation) -> str:
     return f'<ul class="verdict{kind}">{items}</ul>'
 
 
-def _summary(evaluation: Evaluation) -> str:
+def _summary(evaluation: Evaluation) -> tuple[str, str]:
+    """Return the table of targets, and what its columns mean."""
     figures = columns(evaluation.tracks, evaluation.baseline or None)
-    rows = (
+    rows = "".join(
         f'<tr><th scope="row">{escape(target)}</th>'
         + "".join(_cell(name, values.get(target, math.nan)) for name, values in figures.items())
         for target in evaluation.tracks[0].targets
     )
     heads = "".join(f'<th scope="col" title="{_MEANINGS[name]}">{name}</th>' for name in figures)
-    meanings = "; ".join(f"<b>{name}</b> {_MEANINGS[name]}" for name in figures)
-    return (
+    table = (
         f'<table id="summary-table"><thead><tr><th scope="col">target</th>{heads}</tr></thead>'
-        f'<tbody>{"".join(rows)}</tbody></table><p class="note">{meanings}.</p>'
+        f"<tbody>{rows}</tbody></table>"
     )
+    return table, "; ".join(f"<b>{name}</b> {_MEANINGS[name]}" for name in figures)
 
 
 def _tracks(evaluation: Evaluation) -> str:
