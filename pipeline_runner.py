@@ -46,6 +46,11 @@ def local(
             help="dB above the mixture that every target needs, or one for each, as vocals=2,drums=1. [default: 0]"
         ),
     ] = None,
+    warm_start: Annotated[
+        bool | None,
+        typer.Option("--warm-start/--fresh-start", help="Train on from the served model. [default: fresh]"),
+    ] = None,
+    keep_versions: Annotated[int | None, typer.Option(help="Versions to leave, at least 1. [default: 5]")] = None,
     beam_arg: Annotated[list[str] | None, typer.Option(help="Option for Beam. Repeatable.")] = None,
     settings: Annotated[
         str | None, typer.Option(help="File with settings (YAML or JSON); options win over it.")
@@ -60,6 +65,8 @@ def local(
         "profile": profile,
         "set": _assignments(changes),
         "floor_db": floor,
+        "warm_start": warm_start,
+        "keep_versions": keep_versions,
         "beam_args": beam_arg or None,
     }
     # Beam's worker processes import our packages, too, wherever this was started.
