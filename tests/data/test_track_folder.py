@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile as sf
 from helpers import make_database, make_sample, stem, write_m4a
 
+from umx_model.data import track_folder
 from umx_model.data.track_folder import (
     concurrently,
     database_fingerprint,
@@ -239,17 +241,16 @@ def test_without_named_targets_the_odd_sample_is_to_blame(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("wait", [True, False])
-def test_files_are_read_in_many_threads_where_they_are_waited_for(wait: bool) -> None:
-    used = set()
+def test_files_are_read_in_many_threads_where_they_are_waited_for(wait: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, clock = set(), {"all": 0.0, "computing": 0.0}
+    clocks = SimpleNamespace(perf_counter=lambda: clock["all"], thread_time=lambda: clock["computing"])
+    monkeypatch.setattr(track_folder, "time", clocks)
 
     def read(item: int) -> int:
-        began = time.perf_counter()
         used.add(threading.get_ident())
-        if wait:
-            time.sleep(0.02)
-        else:
-            while time.perf_counter() - began < 0.002:
-                pass
+        clock["all"] += 0.02
+        clock["computing"] += 0.002 if wait else 0.02
+        time.sleep(0.01)
         return -item
 
     assert concurrently(read, range(100)) == [-item for item in range(100)]
