@@ -123,18 +123,18 @@ def test_interval_is_that_of_all_resamples(confidence: float) -> None:
 
 
 def test_equal_models_pass_and_worse_ones_do_not() -> None:
-    # Equal but for chance, 200 times: no difference in the median, 1 dB of noise per track, 50 tracks.
+    # Equal but for chance, 60 times: no difference in the median, 1 dB of noise per track, 50 tracks.
     generator = np.random.default_rng(0)
 
     def share_blessed(shift: float) -> float:
         rule = GateRule(resamples=500)
         served = tracks({"a": np.full(50, 5.0)})
-        scores = (5 + shift + generator.normal(0, 1, 50) for _ in range(200))
+        scores = (5 + shift + generator.normal(0, 1, 50) for _ in range(60))
         return float(np.mean([judge(tracks({"a": score}), served, rule).blessed for score in scores]))
 
-    assert share_blessed(0.5) > 0.99
+    assert share_blessed(0.5) > 0.95
     assert share_blessed(0.0) > 0.6
-    assert share_blessed(-0.5) < 0.03
+    assert share_blessed(-0.5) < 0.1
 
 
 def test_the_same_scores_are_judged_alike() -> None:
