@@ -183,8 +183,12 @@ def test_it_fetches_nothing(opened):
         )
         == []
     )
-    opened.execute_script("fetch('https://example.org/').catch(() => { window.refused = true })")
-    WebDriverWait(opened, 10).until(lambda _: opened.execute_script("return window.refused"))
+    opened.execute_script(
+        "addEventListener('securitypolicyviolation', event => { window.refused = event.violatedDirective });"
+        "fetch('https://example.org/').catch(() => {})"
+    )
+    refused = WebDriverWait(opened, 10).until(lambda _: opened.execute_script("return window.refused"))
+    assert refused == "connect-src"
 
 
 def test_names_are_text(opened):
@@ -233,7 +237,6 @@ def test_it_prints_on_white_at_the_width_of_paper(opened):
     )
     pdf = base64.b64decode(opened.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
     assert pdf.startswith(b"%PDF")
-    # Cover to settings; each part of the table has its headings.
     assert pdf.count(b"/Type /Page\n") == 7
     assert max(opened.execute_script("return window.printed")) <= 670
     WebDriverWait(opened, 10).until(

@@ -206,7 +206,7 @@ def test_a_full_disk_is_a_warning(tmp_path: Path) -> None:
 
 
 IN_A_BUCKET = """
-import json, sys
+import json, sys, time
 from umx_model.data.track_folder import read_database
 from umx_model.model.spectral_filter import get_joint_spectral_filter
 from umx_model.profile import Profile
@@ -219,6 +219,7 @@ for epoch in range(5, 65, 5):
     summaries.training(epoch, 0.0, [1.0, 1.0], 0.01, 0.5, 20.0, 0.2)
     summaries.validation(epoch, [1.0, 1.0])
     summaries.excerpts(epoch, epoch)
+    time.sleep(1)  # TensorBoard reads files by name, which is in order from one second to the next
 summaries.close()
 """
 
