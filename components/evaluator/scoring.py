@@ -18,7 +18,8 @@ from components import progress
 from components.beam_text import failure, raise_failures, read_lines, write_lines
 from umx_model.data.track_folder import Sample
 from umx_model.errors import InputError
-from umx_model.evaluation.evaluate import choose_excerpts, evaluate_sample
+from umx_model.evaluation.evaluate import evaluate_sample
+from umx_model.evaluation.excerpts import choose_excerpts
 from umx_model.evaluation.scores import Excerpt, TrackScores
 from umx_model.inference.restore import load_separator
 from umx_model.inference.separator import Separator

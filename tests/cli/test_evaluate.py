@@ -12,8 +12,10 @@ import helpers
 import numpy as np
 import pytest
 import soundfile as sf
+from web import WebServer
 
 from umx_model import cli
+from umx_model.inference.separator import Separator
 
 RATE = 8000
 TARGETS = ("vocals", "drums", "bass")
@@ -126,6 +128,32 @@ def test_a_silent_stem(umx_pro, music):
         "estimates; left out of the medians\n"
     )
     assert rows(out)["vocals"]["SDR"] == "20.00"
+
+
+def test_a_report(umx_pro, music, model):
+    code, out, err = umx_pro("evaluate", "--model", model, "--data", "music/test", "--report", "report.html")
+    assert (code, err) == (0, "")
+    page = (music.parent / "report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    for figures in rows(out).values():
+        assert f">{figures['SDR']}<" in page
+    assert page.count("data:audio/") >= 3 * 3  # of each target an excerpt: mixture, reference, estimate
+
+
+def test_a_database_at_a_web_server(umx_pro, music, model):
+    files = [path.relative_to(music).as_posix() for path in music.rglob("*.wav")]
+    (music / "files.txt").write_text("\n".join(files))
+    here = umx_pro("evaluate", "--model", model, "--data", "music/test")
+    with WebServer(music).running() as web:
+        assert umx_pro("evaluate", "--model", model, "--data", f"{web.address}/test") == here
+    assert here[0] == 0
+
+
+def test_a_pair_that_cannot_be_is_refused_before_the_work(umx_pro, music, model, monkeypatch):
+    monkeypatch.setattr(Separator, "separate", None)
+    code, out, err = umx_pro("evaluate", "--model", model, "--data", "music/test", "--pair", "piano")
+    assert (code, out) == (2, "")
+    assert err == "umx-pro: error: pair piano: no such target; there are vocals, drums, bass\n"
 
 
 MODEL = ("--model", "model", "--data", "music/test")

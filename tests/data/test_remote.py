@@ -2,10 +2,7 @@
 
 import subprocess
 import sys
-import threading
-from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ import soundfile as sf
 import tensorflow as tf
 from gcs import GcsServer
 from helpers import make_database
+from web import WebServer
 
 from umx_model.data import remote
 from umx_model.data.dataset import FixedSourcesTrackFolderDataset
@@ -111,54 +109,10 @@ def test_only_what_may_pass_is_tried_again(
     assert calls == attempts
 
 
-class WebServer(ThreadingHTTPServer):
-    """Serves the files of a folder, or ranges of them, but no listings; counts the bytes of each path."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), WebHandler)
-        self.folder = folder
-        self.served: Counter[str] = Counter()
-        self.failures = 0  # how many of the next requests are answered with 503
-        self.address = f"http://127.0.0.1:{self.server_port}"
-
-
-class WebHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: WebServer
-
-    def do_GET(self) -> None:
-        path = self.server.folder / self.path.lstrip("/")
-        fails, self.server.failures = self.server.failures > 0, max(0, self.server.failures - 1)
-        if fails or not path.is_file():
-            self.answer(503 if fails else 404, b"")
-            return
-        content = path.read_bytes()
-        if "Range" not in self.headers:
-            self.answer(200, content)
-            return
-        first, last = (int(place) for place in self.headers["Range"].removeprefix("bytes=").split("-"))
-        self.answer(206, content[first : last + 1], f"bytes {first}-{last}/{len(content)}")
-
-    do_HEAD = do_GET  # noqa: N815
-
-    def answer(self, status: int, content: bytes, content_range: str = "") -> None:
-        self.send_response_only(status)
-        self.send_header("Content-Length", str(len(content)))
-        if content_range:
-            self.send_header("Content-Range", content_range)
-        self.end_headers()
-        if self.command == "GET":
-            self.server.served[self.path] += len(content)
-            self.wfile.write(content)
-
-
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[WebServer]:
-    with WebServer(tmp_path / "web") as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    with WebServer(tmp_path / "web").running() as server:
         yield server
-        server.shutdown()
 
 
 @pytest.mark.parametrize("form", ["wav24", "flac"])

@@ -174,8 +174,7 @@ def _evaluate_model(
     quiet: bool,
 ) -> tuple[Evaluation, str]:
     """Score a model on a split of a database; returns the name of the split, too."""
-    import tensorflow as tf
-
+    from umx_model.data.folders import is_folder
     from umx_model.data.track_folder import Sample, database_fingerprint, read_database
     from umx_model.evaluation.evaluate import evaluate_sample
     from umx_model.evaluation.scores import Evaluation
@@ -184,9 +183,7 @@ def _evaluate_model(
     separators = [load_separator(name, **settings) for name in (model, baseline) if name is not None]
     root, split = os.path.split(data.rstrip("/"))
     root = root or "."
-    if not tf.io.gfile.isdir(data):
-        raise InputError(f"{data}: no such folder; expected one split of a database, such as DATABASE/valid")
-    if tf.io.gfile.isdir(os.path.join(data, "valid")):
+    if is_folder(root, split, "valid"):
         raise InputError(f"{data}: a whole database; name one split of it, such as {os.path.join(data, 'valid')}")
 
     def work(

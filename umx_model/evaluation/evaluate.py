@@ -21,7 +21,6 @@ from umx_model.data.track_folder import Sample
 from umx_model.errors import InputError
 from umx_model.evaluation.bss_eval import bss_eval, windowed_sdr
 from umx_model.evaluation.excerpts import best_and_worst
-from umx_model.evaluation.excerpts import choose_excerpts as choose_excerpts  # used by the pipeline
 from umx_model.evaluation.scores import METRICS, SDR, Excerpt, TrackScores, summarize, summarize_mixture
 from umx_model.evaluation.whole_track import mdx_sdr, si_sdr
 from umx_model.inference.separator import Separator
@@ -100,10 +99,13 @@ def evaluate_sample(
         As `evaluate_stems`.
 
     Raises:
-        InputError: a target is missing or a file cannot be read, or the model does not take the sample.
+        InputError: a target is missing or a file cannot be read, the model does not take the sample, or there
+            is no such pair.
     """
     targets = separator.targets
     stems = read_stems(sample, targets)
+    if pair is not None:
+        _rest(sample.id, pair, targets, stems.shape[-1])  # refused before the work rather than after it
     seconds = sample.length / sample.sample_rate
     report = progress or (lambda done, total: None)
     estimates = separator.separate(
