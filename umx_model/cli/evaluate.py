@@ -129,8 +129,8 @@ def evaluate(
       a file named mixture:  passed over; the mixture is the sum of the references
 
     \b
-    Silence: a window in which any reference or estimate is silent has no score for
-    any target, as in museval. Tracks without a score are left out of the medians.
+    Silence: a window in which any reference or estimate is silent has no score,
+    for any target, as in museval; tracks without a score are left out of medians.
 
     \b
     Exit codes
