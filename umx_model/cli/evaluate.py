@@ -183,6 +183,8 @@ def _evaluate_model(
     separators = [load_separator(name, **settings) for name in (model, baseline) if name is not None]
     root, split = os.path.split(data.rstrip("/"))
     root = root or "."
+    if not is_folder(root, split):
+        raise InputError(f"{data}: no such folder; expected one split of a database, such as DATABASE/valid")
     if is_folder(root, split, "valid"):
         raise InputError(f"{data}: a whole database; name one split of it, such as {os.path.join(data, 'valid')}")
 
