@@ -187,15 +187,14 @@ def _cell(name: str, value: float) -> str:
 
 
 def _excerpts(evaluation: Evaluation) -> str:
-    """Return the excerpts, target by target, in the order that they are given in."""
+    """Return the excerpts, target by target, from the best to the worst."""
     if not evaluation.excerpts:
         return '<p class="note">There are none.</p>'
-    by_target: dict[str, list[Excerpt]] = {}
-    for excerpt in evaluation.excerpts:
-        by_target.setdefault(excerpt.target, []).append(excerpt)
     parts = []
-    for target, excerpts in by_target.items():
-        parts.append(f"<h3>{escape(target)}</h3>")
+    for target in evaluation.tracks[0].targets:
+        excerpts = [excerpt for excerpt in evaluation.excerpts if excerpt.target == target]
+        if excerpts:
+            parts.append(f"<h3>{escape(target)}</h3>")
         falling = sorted(excerpts, key=lambda excerpt: -excerpt.sdr)
         best = len(falling) - len(falling) // 2
         parts += [_excerpt(excerpt, "best" if rank < best else "worst") for rank, excerpt in enumerate(falling)]
