@@ -49,7 +49,7 @@ class Executor(stock.Executor):
         output_dict: dict[str, list[Artifact]],
         exec_properties: dict[str, Any],
     ) -> None:
-        """Push the model if it is blessed, not served already and not withdrawn.
+        """Push the model if it is blessed, not served already, not withdrawn, and still judged against what is served.
 
         Raises:
             InputError: the destination cannot be written, or the registry refuses.
@@ -88,12 +88,14 @@ class Executor(stock.Executor):
             said = blessing.get_string_custom_property(constants.ARTIFACT_PROPERTY_BLESSING_MESSAGE_KEY)
             return f"the model was not blessed: {said}"
         withdrawal = find_withdrawal(lineage, profile.weights_sha256)
-        if withdrawal is None:
-            return None
-        return (
-            f"version {withdrawal['version']} with this model was withdrawn by a rollback on {withdrawal['time']}; "
-            f"`rollback {withdrawal['version']}` brings it back"
-        )
+        if withdrawal is not None:
+            return (
+                f"version {withdrawal['version']} with this model was withdrawn by a rollback on {withdrawal['time']}; "
+                f"`rollback {withdrawal['version']}` brings it back"
+            )
+        if (lineage.get(WEIGHTS_SHA256) or "") not in (_judged_against(input_dict), profile.weights_sha256):
+            return "something else is served now than the model was compared with; run again to compare it with that"
+        return None
 
 
 def push(
@@ -150,6 +152,12 @@ def _serves(version: str, profile: Profile, code_version: str) -> bool:
     )
 
 
+def _judged_against(input_dict: Mapping[str, list[Artifact]]) -> str:
+    """Return the checksum of the weights that were served when the model was judged; empty if none were."""
+    blessing = artifact_utils.get_single_instance(input_dict["model_blessing"])
+    return str(blessing.get_string_custom_property("baseline_weights_sha256"))
+
+
 def _findings(input_dict: Mapping[str, list[Artifact]]) -> dict[str, Any]:
     path = os.path.join(artifact_utils.get_single_uri(input_dict["evaluation"]), SCORES_FILE)
     with tf.io.gfile.GFile(path) as file:
@@ -163,7 +171,6 @@ def _origin(
     replaced: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what `versions.read_lineage` describes, for a model that takes the place of one with another lineage."""
-    blessing = artifact_utils.get_single_instance(input_dict["model_blessing"])
     return {
         "weights_sha256": profile.weights_sha256,
         "model": artifact_utils.get_single_uri(input_dict["model"]),
@@ -173,7 +180,7 @@ def _origin(
         "scores": findings.get("figures", {}).get("SDR", {}),
         "verdict": findings.get("verdict", []),
         "baseline_version": findings.get("baseline_version"),
-        "baseline_weights_sha256": blessing.get_string_custom_property("baseline_weights_sha256") or None,
+        "baseline_weights_sha256": _judged_against(input_dict) or None,
         "niter": profile.model.niter,
         "softmask": profile.model.softmask,
         "time": timestamp(),

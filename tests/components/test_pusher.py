@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfx.types import Artifact, standard_artifacts
 
 from components.pusher import executor
-from components.pusher.versions import list_versions, number, read_lineage, rollback
+from components.pusher.versions import current_version, list_versions, number, read_lineage, rollback
 from umx_model.errors import InputError
 from umx_model.inference.restore import load_separator
 from umx_model.model.folder import read_model, write_model_folder
@@ -41,8 +41,12 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def push(
-    model_folder: str, destination: Path, blessed: bool = True, **properties: Any
+    model_folder: str, destination: Path, blessed: bool = True, baseline: str | None = None, **properties: Any
 ) -> standard_artifacts.PushedModel:
+    """Push a model that was compared with weights of that checksum; with those that are served, if None."""
+    if baseline is None:
+        current = current_version(str(destination))
+        baseline = read_lineage(current)["weights_sha256"] if current else ""
     model, blessing = standard_artifacts.Model(), standard_artifacts.ModelBlessing()
     evaluation = standard_artifacts.ModelEvaluation()
     model.uri, evaluation.uri = model_folder, str(destination.parent / "evaluation")
@@ -50,7 +54,7 @@ def push(
     Path(evaluation.uri, "scores.json").write_text(json.dumps(FINDINGS))
     blessing.set_int_custom_property("blessed", int(blessed))
     blessing.set_string_custom_property("blessing_message", "vocals: too bad")
-    blessing.set_string_custom_property("baseline_weights_sha256", "ba5e")
+    blessing.set_string_custom_property("baseline_weights_sha256", baseline)
     pushed = standard_artifacts.PushedModel()
     inputs: dict[str, list[Artifact]] = {"model": [model], "model_blessing": [blessing], "evaluation": [evaluation]}
     given = {"push_destination": str(destination), "keep_versions": 3, "vertex_registry": "", "code_version": "c0de"}
@@ -112,7 +116,7 @@ class TestAVersion:
             "scores": {"vocals": 4.256, "drums": None},
             "verdict": ["vocals: 7.3 dB above the mixture", "drums: never heard"],
             "baseline_version": "7",
-            "baseline_weights_sha256": "ba5e",
+            "baseline_weights_sha256": None,
             "niter": 2,
             "softmask": True,
             "exported_by": "c0de",
@@ -175,6 +179,22 @@ def test_what_is_served_already_is_not_pushed_again(model_folder: str, tmp_path:
     Profile.read(folder).updated({"model.niter": 1}).write(folder)
     push(str(folder), serving, code_version="another exporter")
     assert versions(serving) == ["1", "2", "3"]
+
+
+def test_a_model_that_was_compared_with_something_else_is_not_pushed(model_folder: str, tmp_path: Path) -> None:
+    served, other = (make_model(tmp_path / name) for name in ("served", "other"))
+    destination = tmp_path / "serving"
+    push(served, destination)
+    sha = {folder: Profile.read(folder).weights_sha256 for folder in (served, other)}
+    for baseline in ("", sha[other]):  # another run has pushed since
+        pushed = push(model_folder, destination, baseline=baseline)
+        assert pushed.get_int_custom_property("pushed") == 0
+        assert said(pushed, "reason").startswith("something else is served now than the model was compared with")
+    assert versions(destination) == ["1"]
+    assert push(served, destination, baseline=sha[other]).get_int_custom_property("pushed") == 1  # served already
+    push(model_folder, destination, baseline=sha[served])
+    assert versions(destination) == ["1", "2"]
+    assert read_lineage(str(destination / "2"))["baseline_weights_sha256"] == sha[served]
 
 
 def test_a_withdrawn_model_is_not_pushed_again(model_folder: str, tmp_path: Path) -> None:
