@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow lint types check lock clean
 BIN := .venv/bin
+# Two processes for two cores: threads of the linear algebra's own would only get in each other's way.
+PYTEST := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,10 +17,10 @@ demo: setup ## train, evaluate and push on six seconds of real music, then separ
 	@$(BIN)/python examples/demo.py
 
 test: setup ## run the test suite
-	@$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	@$(PYTEST) -m "not slow"
 
 test-slow: setup ## run the tests that take minutes
-	@$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+	@$(PYTEST) -m slow
 
 lint: setup ## check style and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -195,6 +195,7 @@ def test_what_is_served_is_not_scored_twice(
     assert scores["blessed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -52,6 +52,7 @@ def bucket(gcs: GcsServer) -> GcsServer:
     return gcs
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_for_a_while(bucket: GcsServer, tmp_path: Path) -> None:
     environment = bucket.environment()
     environment["PYTHONPATH"] += f":{Path(__file__).parent}"

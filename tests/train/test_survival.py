@@ -171,6 +171,7 @@ def uninterrupted(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_as_if_it_had_not_been(root: Path, uninterrupted: Path, tmp_path: Path) -> None:
     kill_and_resume(root, tmp_path / "model", PROFILE, [("training", 0.7)])
     assert_same_training(uninterrupted, tmp_path / "model")
