@@ -69,8 +69,10 @@ def trace(folders: Folders, version: str) -> Lineage:
         version: its number; the folder may have been removed since.
 
     Raises:
-        InputError: neither the folder of versions nor the record of runs knows it.
+        InputError: no number, or neither the folder of versions nor the record of runs knows it.
     """
+    if not version.isdecimal():
+        raise InputError(f"version {version}: expected a number, as the folders in {folders.serving_folder} have")
     folder = os.path.join(folders.serving_folder, version)
     recorded = read_lineage(folder)
     pushed_as = recorded.get("pushed_as") or version

@@ -141,7 +141,9 @@ def rollback(destination: str, version: str) -> str:
     source, current = find_version(destination, version), current_version(destination)
     lineage, replaced = read_lineage(source), read_lineage(current or source)
     if source == current or lineage.get("weights_sha256") == replaced.get("weights_sha256", source):
-        raise InputError(f"{destination}: version {version} is what version {number(current or source)} serves already")
+        raise InputError(
+            f"{destination}: what version {version} holds is served already, as version {number(current or source)}"
+        )
     withdrawn = {
         "weights_sha256": replaced.get("weights_sha256"),
         "version": number(current or source),

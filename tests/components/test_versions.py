@@ -192,10 +192,10 @@ class TestRollback:
         push(tmp_path, "a", "b")
         with pytest.raises(InputError, match="has no version 7; there: 1, 2"):
             rollback(str(tmp_path), "7")
-        with pytest.raises(InputError, match="version 2 is what version 2 serves already"):
+        with pytest.raises(InputError, match="what version 2 holds is served already, as version 2"):
             rollback(str(tmp_path), "2")
         rollback(str(tmp_path), "1")
-        with pytest.raises(InputError, match="version 1 is what version 3 serves already"):
+        with pytest.raises(InputError, match="what version 1 holds is served already, as version 3"):
             rollback(str(tmp_path), "1")
         assert len(served(tmp_path)) == 3
 
