@@ -174,6 +174,8 @@ FOLDERS = ("--references", "music/test", "--estimates", "estimates")
         ((*FOLDERS, "--baseline", "nowhere"), "nowhere: no such folder"),
         ((*FOLDERS, "--json", "no/scores.json"), "--json no/scores.json: there is no folder no; make it first"),
         ((*FOLDERS, "--csv", "no/scores.csv"), "--csv no/scores.csv: there is no folder no"),
+        ((*FOLDERS, "--csv", "/proc/scores.csv"), "/proc/scores.csv: cannot be written ("),
+        ((*FOLDERS, "--json", "/proc/scores/"), "/proc/scores/: cannot be written ("),
         ((*FOLDERS, "--report", "estimates"), "--report estimates: is a folder; name a file"),
         ((*FOLDERS, "--json", "file"), "--json file: is a file; name a folder, or a file ending in .json"),
     ],

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from museval_oracle import museval
 
+from umx_model.errors import InputError
 from umx_model.evaluation.evaluate import score_track
 from umx_model.evaluation.museval_json import museval_document
-from umx_model.evaluation.score_files import write_csv, write_json, write_museval_folder
+from umx_model.evaluation.score_files import write_csv, write_json, write_museval_folder, write_text
 from umx_model.evaluation.scores import METRICS, Evaluation, summarize, summarize_mixture
 
 RATE = 2000
@@ -160,3 +161,10 @@ def test_files_replace_what_was_there(tmp_path, evaluation):
         write(str(tmp_path / name), evaluation)
         assert (tmp_path / name).read_text() != "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.csv", "scores.json"]
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "scores.csv").mkdir()
+    with pytest.raises(InputError, match=r"scores.csv: cannot be written \(.*\); choose another place$"):
+        write_text(str(tmp_path / "scores.csv"), "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.csv"]

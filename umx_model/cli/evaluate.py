@@ -327,6 +327,8 @@ def _check_outputs(json_path: str | None, csv_path: str | None, report: str | No
     """Refuse before hours of work what could not be written after them."""
     import tensorflow as tf
 
+    from umx_model.evaluation.score_files import require_writable
+
     for option, path in (("--json", json_path), ("--csv", csv_path), ("--report", report)):
         if path is None:
             continue
@@ -337,3 +339,4 @@ def _check_outputs(json_path: str | None, csv_path: str | None, report: str | No
         if tf.io.gfile.exists(path) and tf.io.gfile.isdir(path) != as_folder:
             found, wanted = ("a file", "a folder, or a file ending in .json") if as_folder else ("a folder", "a file")
             raise InputError(f"{option} {path}: is {found}; name {wanted}")
+        require_writable(path)

@@ -20,11 +20,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 import soundfile as sf
-import tensorflow as tf
 from plotly.offline import get_plotlyjs
 
 from umx_model.evaluation import report_figures
 from umx_model.evaluation.evaluate import METRIC, columns
+from umx_model.evaluation.score_files import write_text
 from umx_model.evaluation.scores import SDR, Evaluation, Excerpt
 from umx_model.evaluation.spectrograms import height, pictures
 
@@ -56,13 +56,12 @@ def write_report(path: str, evaluation: Evaluation) -> None:
         evaluation: what to show; parts that it lacks are left out.
 
     Raises:
+        InputError: the file cannot be written.
         ValueError: there are no tracks.
     """
     if not evaluation.tracks:
         raise ValueError("no tracks to report on")
-    with tf.io.gfile.GFile(path + ".partial", "w") as file:
-        file.write(_page(evaluation))
-    tf.io.gfile.rename(path + ".partial", path, overwrite=True)
+    write_text(path, _page(evaluation))
 
 
 def _page(evaluation: Evaluation) -> str:

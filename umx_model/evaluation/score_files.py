@@ -11,18 +11,21 @@ from typing import Any
 
 import tensorflow as tf
 
+from umx_model.errors import InputError
 from umx_model.evaluation.evaluate import METRIC, columns
 from umx_model.evaluation.museval_json import museval_document
 from umx_model.evaluation.scores import METRICS, SDR, Evaluation, TrackScores
 
 _DECIMALS = 5
+_PARTIAL = ".partial"
 
 
 def write_museval_folder(folder: str, evaluation: Evaluation, split: str) -> None:
     """Write `FOLDER/SPLIT/TRACK.json` for each track, in museval's schema; museval reads the split `test`."""
     tf.io.gfile.makedirs(os.path.join(folder, split))
     for track in evaluation.tracks:
-        _write(os.path.join(folder, split, f"{track.name}.json"), json.dumps(museval_document(track), indent=2) + "\n")
+        document = json.dumps(museval_document(track), indent=2) + "\n"
+        write_text(os.path.join(folder, split, f"{track.name}.json"), document)
 
 
 def write_json(path: str, evaluation: Evaluation) -> None:
@@ -45,7 +48,7 @@ def write_json(path: str, evaluation: Evaluation) -> None:
             "title": evaluation.baseline_title,
             "tracks": [_track(track) for track in evaluation.baseline],
         }
-    _write(path, json.dumps(_nulls(document), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(_nulls(document), indent=2, allow_nan=False) + "\n")
 
 
 def write_csv(path: str, evaluation: Evaluation) -> None:
@@ -70,7 +73,7 @@ def write_csv(path: str, evaluation: Evaluation) -> None:
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _write(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def _track(track: TrackScores) -> dict[str, Any]:
@@ -102,7 +105,41 @@ def _nulls(value: Any) -> Any:
     return value
 
 
-def _write(path: str, text: str) -> None:
-    with tf.io.gfile.GFile(path + ".partial", "w") as file:
-        file.write(text)
-    tf.io.gfile.rename(path + ".partial", path, overwrite=True)
+def write_text(path: str, text: str) -> None:
+    """Write a text file, local or remote, over an older one; it appears when it is complete.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    partial = path + _PARTIAL
+    try:
+        try:
+            with tf.io.gfile.GFile(partial, "w") as file:
+                file.write(text)
+            tf.io.gfile.rename(partial, path, overwrite=True)
+        except BaseException:
+            if tf.io.gfile.exists(partial):
+                tf.io.gfile.remove(partial)
+            raise
+    except (OSError, tf.errors.OpError) as error:
+        raise _refusal(path, error) from None
+
+
+def require_writable(path: str) -> None:
+    """Refuse a file or folder that cannot be written, before there is something to write.
+
+    Raises:
+        InputError: nothing can be written beside it.
+    """
+    probe = path.rstrip("/") + _PARTIAL
+    try:
+        with tf.io.gfile.GFile(probe, "w") as file:
+            file.write("")
+        tf.io.gfile.remove(probe)
+    except (OSError, tf.errors.OpError) as error:
+        raise _refusal(path, error) from None
+
+
+def _refusal(path: str, error: Exception) -> InputError:
+    reason = getattr(error, "message", None) or str(error)
+    return InputError(f"{path}: cannot be written ({reason.splitlines()[0]}); choose another place")
