@@ -115,12 +115,14 @@ def describe(lineage: Lineage) -> str:
         counts = ", ".join(f"{len(ids)} {split}" for split, ids in lineage.samples.items())
         add("data", f"{sample_gen.run}  {sample_gen.parameters['data']}: {counts or 'unknown'} samples")
     if recorded:
-        add("", f"fingerprint {recorded['data_fingerprint']}")
-        if recorded["started_from"]:
+        add("", f"fingerprint {recorded.get('data_fingerprint', 'unknown')}")
+        if recorded.get("started_from"):
             add("started", f"from {recorded['started_from']}")
-        add("weights", f"SHA-256 {recorded['weights_sha256']}")
-        add("baseline", f"version {recorded['baseline_version']}" if recorded["baseline_version"] else "the mixture")
-        for sentence in recorded["verdict"]:
+        add("weights", f"SHA-256 {recorded.get('weights_sha256', 'unknown')}")
+        add(
+            "baseline", f"version {recorded['baseline_version']}" if recorded.get("baseline_version") else "the mixture"
+        )
+        for sentence in recorded.get("verdict", ()):
             add("", sentence)
     return "\n".join(lines)
 

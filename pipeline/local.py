@@ -42,9 +42,9 @@ from tfx.proto.orchestration import executable_spec_pb2, pipeline_pb2
 from tfx.types import Artifact
 
 from components.evaluator.executor import REPORT_FILE, SCORES_FILE
-from components.pusher.executor import REASON, WEIGHTS_SHA256, WITHDRAWN
+from components.pusher.executor import OVERTAKEN, REASON, WEIGHTS_SHA256, WITHDRAWN
 from components.pusher.registry import check_registry
-from components.pusher.versions import current_version, is_withdrawn, read_lineage
+from components.pusher.versions import current_version, is_withdrawn, read_lineage, served_weights
 from components.sample_gen.component import SampleGen
 from pipeline.logs import logged_to
 from pipeline.pipeline import create_pipeline
@@ -337,7 +337,7 @@ def _forget_what_no_longer_holds(connection: metadata_store_pb2.ConnectionConfig
     with metadata.Metadata(connection) as handle:
         for kind, holds in (
             ("PushedModel", functools.partial(_push_holds, current=current, lineage=lineage)),
-            ("ModelBlessing", functools.partial(_blessing_holds, served=lineage.get(WEIGHTS_SHA256) or "")),
+            ("ModelBlessing", functools.partial(_blessing_holds, served=served_weights(current))),
         ):
             live = metadata_store_pb2.Artifact.LIVE
             lapsed = [
@@ -361,6 +361,8 @@ def _push_holds(said: Mapping[str, Any], current: str | None, lineage: Mapping[s
     """
     if said.get("pushed"):
         return said["pushed_destination"] == current
+    if said.get(OVERTAKEN):
+        return False
     return bool(said.get(WITHDRAWN)) == is_withdrawn(lineage, said.get(WEIGHTS_SHA256))
 
 

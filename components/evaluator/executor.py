@@ -12,9 +12,10 @@ from tfx.components.evaluator import executor as stock
 from tfx.types import Artifact, artifact_utils
 
 from components.evaluator.scoring import Scores, score_samples
-from components.pusher.versions import current_version, number, read_lineage
+from components.pusher.versions import current_version, number, served_weights
 from data_schema.index import read_index
 from umx_model.data.track_folder import Sample
+from umx_model.errors import InputError
 from umx_model.evaluation.evaluate import METRIC, columns
 from umx_model.evaluation.gate import GateRule, Verdict, judge
 from umx_model.evaluation.report import write_report
@@ -34,13 +35,13 @@ class _Baseline:
 
     Attributes:
         folder: where it is.
-        weights_sha256: of its weights; empty where it does not say.
+        weights: what tells its weights from others.
         obstacle: why it cannot be compared with the model; empty where it can.
         is_the_model: whether it is the model that is judged, with the same settings.
     """
 
     folder: str
-    weights_sha256: str
+    weights: str
     obstacle: str
     is_the_model: bool
 
@@ -115,9 +116,12 @@ def _served(push_destination: str, profile: Profile, sample: Sample) -> _Baselin
     folder = current_version(push_destination)
     if folder is None:
         return None
-    weights = read_lineage(folder).get("weights_sha256") or ""
+    weights = served_weights(folder)
     inside = os.path.join(folder, EXTRA_ASSETS)  # of a version without weights beside the SavedModel
-    served = Profile.read(folder if tf.io.gfile.exists(os.path.join(folder, FILE_NAME)) else inside)
+    try:
+        served = Profile.read(folder if tf.io.gfile.exists(os.path.join(folder, FILE_NAME)) else inside)
+    except InputError:
+        return _Baseline(folder, weights, "has no profile that says what it separates", False)
     obstacle = ""
     lacking = [target for target in served.model.targets if target not in sample.files]
     if served.model.channels != profile.model.channels:
@@ -126,7 +130,7 @@ def _served(push_destination: str, profile: Profile, sample: Sample) -> _Baselin
         obstacle = f"separates {', '.join(lacking)}, which samples lack"
     elif not set(served.model.targets) & set(profile.model.targets):
         obstacle = f"separates {', '.join(served.model.targets)}, and nothing that this model does"
-    is_the_model = bool(weights) and weights == profile.weights_sha256 and served.model == profile.model
+    is_the_model = weights == profile.weights_sha256 and served.model == profile.model
     return _Baseline(folder, weights, obstacle, is_the_model)
 
 
@@ -179,7 +183,7 @@ def _bless(blessing: Artifact, model: Artifact, profile: Profile, baseline: _Bas
     if baseline:
         blessing.set_string_custom_property(constants.ARTIFACT_PROPERTY_BASELINE_MODEL_URI_KEY, baseline.folder)
     blessing.set_string_custom_property("model_weights_sha256", profile.weights_sha256 or "")
-    blessing.set_string_custom_property("baseline_weights_sha256", baseline.weights_sha256 if baseline else "")
+    blessing.set_string_custom_property("baseline_weights_sha256", baseline.weights if baseline else "")
     blessing.set_int_custom_property(
         constants.ARTIFACT_PROPERTY_BLESSED_KEY,
         constants.BLESSED_VALUE if verdict.blessed else constants.NOT_BLESSED_VALUE,

@@ -21,6 +21,7 @@ from components.pusher.versions import (
     is_withdrawn,
     number,
     read_lineage,
+    served_weights,
     still_withdrawn,
     timestamp,
     write_text,
@@ -38,6 +39,7 @@ SCORES_FILE = "scores.json"
 REASON = "reason"
 WEIGHTS_SHA256 = "weights_sha256"
 WITHDRAWN = "withdrawn"
+OVERTAKEN = "overtaken"
 
 
 class Executor(stock.Executor):
@@ -61,10 +63,12 @@ class Executor(stock.Executor):
         profile = Profile.read(model.uri)
         pushed_model.set_string_custom_property(WEIGHTS_SHA256, profile.weights_sha256 or "")
         lineage = read_lineage(current) if current else {}
-        reason = self._objection(input_dict, lineage, profile)
+        overtaken = served_weights(current) not in (_judged_against(input_dict), profile.weights_sha256)
+        reason = self._objection(input_dict, lineage, profile, overtaken)
         if reason:
             self._MarkNotPushed(pushed_model)
             pushed_model.set_int_custom_property(WITHDRAWN, int(is_withdrawn(lineage, profile.weights_sha256)))
+            pushed_model.set_int_custom_property(OVERTAKEN, int(overtaken))
             pushed_model.set_string_custom_property(REASON, reason)
             _log.info("Not pushed: %s", reason)
             return
@@ -80,7 +84,7 @@ class Executor(stock.Executor):
         self._MarkPushed(pushed_model, pushed_destination=folder, pushed_version=number(folder))
 
     def _objection(
-        self, input_dict: Mapping[str, list[Artifact]], lineage: Mapping[str, Any], profile: Profile
+        self, input_dict: Mapping[str, list[Artifact]], lineage: Mapping[str, Any], profile: Profile, overtaken: bool
     ) -> str | None:
         """Say why not to push, if so."""
         if not self.CheckBlessing(input_dict):
@@ -93,7 +97,7 @@ class Executor(stock.Executor):
                 f"version {withdrawal['version']} with this model was withdrawn by a rollback on {withdrawal['time']}; "
                 f"`rollback {withdrawal['version']}` brings it back"
             )
-        if (lineage.get(WEIGHTS_SHA256) or "") not in (_judged_against(input_dict), profile.weights_sha256):
+        if overtaken:
             return "something else is served now than the model was compared with; run again to compare it with that"
         return None
 
@@ -153,7 +157,7 @@ def _serves(version: str, profile: Profile, code_version: str) -> bool:
 
 
 def _judged_against(input_dict: Mapping[str, list[Artifact]]) -> str:
-    """Return the checksum of the weights that were served when the model was judged; empty if none were."""
+    """Return the `served_weights` of what was served when the model was judged."""
     blessing = artifact_utils.get_single_instance(input_dict["model_blessing"])
     return str(blessing.get_string_custom_property("baseline_weights_sha256"))
 

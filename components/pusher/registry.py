@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from components.pusher.versions import number, read_lineage
+from components.pusher.versions import number, served_weights
 from umx_model.errors import InputError
 
 NAME = "umx-pro"
@@ -31,8 +31,8 @@ def check_registry(registry: str, destination: str) -> None:
 def register(version: str, registry: str) -> str:
     """Enter a version into the registry, as a version of the model `umx-pro`, and make it the default there.
 
-    A version that is there already, known by its alias `push-<number>`, is left alone. A rollback is not entered:
-    there, one moves the alias `default`.
+    A version that is there already, known by its alias `push-<number>-<weights>`, is left alone. A rollback is not
+    entered: there, one moves the alias `default`.
 
     Args:
         version: its folder, in a bucket.
@@ -51,7 +51,8 @@ def register(version: str, registry: str) -> str:
     from google.cloud import aiplatform
 
     project, location = registry.split("/")[1::2]
-    alias = f"push-{number(version)}"
+    weights = served_weights(version)[:12]
+    alias = f"push-{number(version)}-{weights}"
     try:
         models = aiplatform.Model.list(filter=f'display_name="{NAME}"', project=project, location=location)
         parent = models[0].resource_name if models else None
@@ -64,7 +65,7 @@ def register(version: str, registry: str) -> str:
             artifact_uri=version,
             serving_container_image_uri=_IMAGE,
             version_aliases=[alias],
-            version_description=f"weights {read_lineage(version).get('weights_sha256', 'unknown')[:12]}",
+            version_description=f"weights {weights}",
             project=project,
             location=location,
         )

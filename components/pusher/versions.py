@@ -14,7 +14,7 @@ ones only. On a file system a version appears by one rename. A bucket has no fol
 files are first written under a name that is no number, then moved one by one on the server's side,
 `saved_model.pb` last. For that moment TensorFlow Serving may see a number that it cannot load; it goes on
 with the version that it has and tries again (`--max_num_load_retries`, 5, every minute). Removal is the
-other way round.
+other way round. Only folders with a `lineage.json`, which were pushed from here, are ever removed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import datetime
 import json
 import os
 import posixpath
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ from umx_model.errors import InputError
 LINEAGE = "lineage.json"
 CARD = "card.md"
 _COMPLETE = "saved_model.pb"
-_PARTIAL = "partial-"
+_PARTIAL = re.compile(r"partial-(\d+)-[0-9a-f]{8}")
 
 
 def list_versions(destination: str) -> list[str]:
@@ -95,12 +96,39 @@ def read_lineage(version: str) -> dict[str, Any]:
         rolled_back_from: number of the version that this one restored; null for others.
         pushed_as: number that a run first pushed what was restored as; null for others.
         withdrawn: models that rollbacks took out of service: weights_sha256, version and time of each.
+
+    Raises:
+        InputError: it is damaged.
     """
+    path = os.path.join(version, LINEAGE)
     try:
-        with tf.io.gfile.GFile(os.path.join(version, LINEAGE)) as file:
-            return dict(json.loads(file.read()))
+        with tf.io.gfile.GFile(path) as file:
+            found = json.loads(file.read())
     except tf.errors.NotFoundError:
         return {}
+    except (ValueError, tf.errors.OpError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({str(error).splitlines()[0]}); restore it, or remove the version"
+        ) from None
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{path}: expected names and values, found {type(found).__name__}; restore it, or remove the version"
+        )
+    return found
+
+
+def served_weights(version: str | None) -> str:
+    """Return what tells the weights of a version from others.
+
+    Args:
+        version: its folder; None where nothing is served.
+
+    Returns:
+        Their SHA-256; where the version does not say, `unknown` and its number; empty where nothing is served.
+    """
+    if version is None:
+        return ""
+    return read_lineage(version).get("weights_sha256") or f"unknown-{number(version)}"
 
 
 def add_version(destination: str, fill: Callable[[str], None], keep: int) -> str:
@@ -140,7 +168,8 @@ def rollback(destination: str, version: str) -> str:
     """
     source, current = find_version(destination, version), current_version(destination)
     lineage, replaced = read_lineage(source), read_lineage(current or source)
-    if source == current or lineage.get("weights_sha256") == replaced.get("weights_sha256", source):
+    same = ("weights_sha256", "niter", "softmask", "exported_by")
+    if source == current or (lineage and all(lineage.get(name) == replaced.get(name) for name in same)):
         raise InputError(
             f"{destination}: what version {version} holds is served already, as version {number(current or source)}"
         )
@@ -224,7 +253,7 @@ def _publish(destination: str, fill: Callable[[str], None]) -> str:
         tf.io.gfile.makedirs(destination)
     version = str(max([0, *map(int, map(number, _numbered(destination)))]) + 1)
     folder = os.path.join(destination, version)
-    partial = os.path.join(destination, f"{_PARTIAL}{version}-{uuid.uuid4().hex[:8]}")
+    partial = _partial(destination, version)
     tf.io.gfile.makedirs(partial)
     try:
         fill(partial)
@@ -240,8 +269,8 @@ def _publish(destination: str, fill: Callable[[str], None]) -> str:
 
 
 def _move_files(source: str, folder: str) -> None:
-    """Move files one by one, the one that makes a version complete last."""
-    for name in sorted(_files(source), key=lambda name: name == _COMPLETE):
+    """Move files one by one: first the one that says whose they are, last the one that makes a version complete."""
+    for name in sorted(_files(source), key=lambda name: (name != LINEAGE, name == _COMPLETE)):
         tf.io.gfile.rename(os.path.join(source, name), os.path.join(folder, name))
     if tf.io.gfile.isdir(source):
         tf.io.gfile.rmtree(source)  # what stands for its folders
@@ -261,30 +290,37 @@ def _files(folder: str) -> list[str]:
 
 
 def _tidy(destination: str, keep: int) -> None:
-    """Remove old versions, and what was left of pushes that were killed."""
+    """Remove old versions, and what was left of pushes that were killed; never what was not pushed from here."""
     numbered = _numbered(destination)
     complete = [folder for folder in numbered if _is_complete(folder)]
     newest = int(number(complete[-1]))
     kept = set(complete[-max(1, keep) :])
     for folder in numbered:
-        if folder not in kept and int(number(folder)) < newest:
+        pushed = tf.io.gfile.exists(os.path.join(folder, LINEAGE))
+        if pushed and folder not in kept and int(number(folder)) < newest:
             _remove(destination, folder)
     for name in tf.io.gfile.listdir(destination):
-        parts = name.rstrip("/").split("-")
-        if parts[0] + "-" == _PARTIAL and len(parts) > 1 and parts[1].isdecimal() and int(parts[1]) <= newest:
+        partial = _PARTIAL.fullmatch(name.rstrip("/"))
+        if partial and int(partial[1]) <= newest:
             tf.io.gfile.rmtree(os.path.join(destination, name.rstrip("/")))
 
 
 def _remove(destination: str, folder: str) -> None:
     """Remove a version so that no reader takes what is left of it for complete."""
     if is_remote(folder):
-        if _is_complete(folder):
-            tf.io.gfile.remove(os.path.join(folder, _COMPLETE))
+        # In the reverse of the order of a push: what is left where this is stopped can still be told to be ours.
+        for name in sorted(_files(folder), key=lambda name: (name == LINEAGE, name != _COMPLETE)):
+            tf.io.gfile.remove(os.path.join(folder, name))
     else:
-        away = os.path.join(destination, f"{_PARTIAL}{number(folder)}-{uuid.uuid4().hex[:8]}")
+        away = _partial(destination, number(folder))
         tf.io.gfile.rename(folder, away)
         folder = away
-    tf.io.gfile.rmtree(folder)
+    if tf.io.gfile.isdir(folder):
+        tf.io.gfile.rmtree(folder)
+
+
+def _partial(destination: str, version: str) -> str:
+    return os.path.join(destination, f"partial-{version}-{uuid.uuid4().hex[:8]}")
 
 
 def _numbered(destination: str) -> list[str]:

@@ -15,6 +15,7 @@ import soundfile as sf
 from web import WebServer
 
 from umx_model import cli
+from umx_model.data.track_folder import database_fingerprint
 from umx_model.inference.separator import Separator
 
 RATE = 8000
@@ -149,6 +150,28 @@ def test_a_database_at_a_web_server(umx_pro, music, model):
     assert here[0] == 0
 
 
+@pytest.mark.parametrize("place", [".", "../test/", "../test"])
+def test_a_split_wherever_one_stands(umx_pro, music, monkeypatch, place):
+    """The fingerprint is that of the split, and museval finds its files."""
+    digests = []
+    arguments = ("--estimates", str(music.parent / "estimates"), "--references", place)
+    monkeypatch.chdir(music / "test")
+    for _ in range(2):
+        code, _, err = umx_pro("evaluate", *arguments, "--json", "../../all.json")
+        assert (code, err) == (0, "")
+        digests.append(json.loads((music.parent / "all.json").read_text())["data_fingerprint"])
+        with open("song00/vocals.wav", "ab") as file:
+            file.write(b"\0\0")
+    assert digests[0] != digests[1]
+    helpers.make_sample(music / "train" / "another", TARGETS, 1.0, RATE)
+    code, _, err = umx_pro("evaluate", *arguments, "--json", "../../all.json", "--csv", "../../all.csv")
+    assert (code, err) == (0, "")
+    assert umx_pro("evaluate", *arguments, "--json", "../../scores")[0] == 0
+    assert sorted(os.listdir("../../scores/test")) == ["song00.json", "song01.json"]
+    again = json.loads((music.parent / "all.json").read_text())["data_fingerprint"]
+    assert database_fingerprint(music, ["test"]) == again != database_fingerprint(music)
+
+
 def test_a_pair_that_cannot_be_is_refused_before_the_work(umx_pro, music, model, monkeypatch):
     monkeypatch.setattr(Separator, "separate", None)
     code, out, err = umx_pro("evaluate", "--model", model, "--data", "music/test", "--pair", "piano")
@@ -174,6 +197,7 @@ FOLDERS = ("--references", "music/test", "--estimates", "estimates")
         ((*FOLDERS, "--baseline", "nowhere"), "nowhere: no such folder"),
         ((*FOLDERS, "--json", "no/scores.json"), "--json no/scores.json: there is no folder no; make it first"),
         ((*FOLDERS, "--csv", "no/scores.csv"), "--csv no/scores.csv: there is no folder no"),
+        ((*FOLDERS, "--json", ""), "--json: expected a path, found nothing"),
         ((*FOLDERS, "--csv", "/proc/scores.csv"), "/proc/scores.csv: cannot be written ("),
         ((*FOLDERS, "--json", "/proc/scores/"), "/proc/scores/: cannot be written ("),
         ((*FOLDERS, "--report", "estimates"), "--report estimates: is a folder; name a file"),

@@ -218,6 +218,16 @@ def test_what_cannot_be_compared_is_said(
     assert blessing.get_string_custom_property("baseline_weights_sha256") == sha256(served / "1")
 
 
+def test_what_is_served_without_a_profile_is_said(
+    index: standard_artifacts.Examples, make_model: MakeModel, tmp_path: Path
+) -> None:
+    (tmp_path / "serving" / "7").mkdir(parents=True)
+    (tmp_path / "serving" / "7" / "saved_model.pb").write_text("somebody's model")
+    scores, blessing = run(index, make_model(1), ANYTHING, tmp_path, tmp_path / "serving")
+    assert scores["verdict"][1].endswith("version 7, which is served, has no profile that says what it separates.")
+    assert blessing.get_string_custom_property("baseline_weights_sha256") == "unknown-7"
+
+
 def test_damaged_model_is_told_once(index: standard_artifacts.Examples, make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model(1)
     Path(model.uri, "model.weights.h5").write_bytes(b"damaged")

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfx.types import Artifact, standard_artifacts
 
 from components.pusher import executor
-from components.pusher.versions import current_version, list_versions, number, read_lineage, rollback
+from components.pusher.versions import current_version, list_versions, number, read_lineage, rollback, served_weights
 from umx_model.errors import InputError
 from umx_model.inference.restore import load_separator
 from umx_model.model.folder import read_model, write_model_folder
@@ -45,8 +45,7 @@ def push(
 ) -> standard_artifacts.PushedModel:
     """Push a model that was compared with weights of that checksum; with those that are served, if None."""
     if baseline is None:
-        current = current_version(str(destination))
-        baseline = read_lineage(current)["weights_sha256"] if current else ""
+        baseline = served_weights(current_version(str(destination)))
     model, blessing = standard_artifacts.Model(), standard_artifacts.ModelBlessing()
     evaluation = standard_artifacts.ModelEvaluation()
     model.uri, evaluation.uri = model_folder, str(destination.parent / "evaluation")
@@ -189,12 +188,22 @@ def test_a_model_that_was_compared_with_something_else_is_not_pushed(model_folde
     for baseline in ("", sha[other]):  # another run has pushed since
         pushed = push(model_folder, destination, baseline=baseline)
         assert pushed.get_int_custom_property("pushed") == 0
+        assert pushed.get_int_custom_property("overtaken") == 1
         assert said(pushed, "reason").startswith("something else is served now than the model was compared with")
     assert versions(destination) == ["1"]
     assert push(served, destination, baseline=sha[other]).get_int_custom_property("pushed") == 1  # served already
     push(model_folder, destination, baseline=sha[served])
     assert versions(destination) == ["1", "2"]
     assert read_lineage(str(destination / "2"))["baseline_weights_sha256"] == sha[served]
+
+
+def test_a_version_made_by_hand_is_not_overlooked(model_folder: str, tmp_path: Path) -> None:
+    destination = tmp_path / "serving"
+    (destination / "7").mkdir(parents=True)
+    (destination / "7" / "saved_model.pb").write_text("somebody's model")
+    assert push(model_folder, destination, baseline="").get_int_custom_property("pushed") == 0
+    assert push(model_folder, destination, baseline="unknown-7").get_int_custom_property("pushed") == 1
+    assert versions(destination) == ["7", "8"]
 
 
 def test_a_withdrawn_model_is_not_pushed_again(model_folder: str, tmp_path: Path) -> None:

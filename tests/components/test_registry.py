@@ -113,12 +113,12 @@ def test_versions_are_entered_once(registry: tuple[type[_Registry], str], gcs: G
     assert first["model"]["displayName"] == "umx-pro"
     assert first["model"]["artifactUri"] == "gs://bucket/serving/1"
     assert "tf2-cpu" in first["model"]["containerSpec"]["imageUri"]
-    assert first["model"]["versionAliases"] == ["push-1", "default"]
+    assert first["model"]["versionAliases"] == ["push-1-aaaaaaaaaaaa", "default"]
     assert first["model"]["versionDescription"] == "weights aaaaaaaaaaaa"
     assert "parentModel" not in first
     assert second["parentModel"] == f"{PLACE}/models/42"
     assert second["model"]["artifactUri"] == "gs://bucket/serving/2"
-    assert second["model"]["versionAliases"] == ["push-2", "default"]
+    assert second["model"]["versionAliases"] == ["push-2-aaaaaaaaaaaa", "default"]
 
 
 def test_refusal_is_one_line(registry: tuple[type[_Registry], str], gcs: GcsServer) -> None:

@@ -20,6 +20,7 @@ from components.pusher.versions import (
     number,
     read_lineage,
     rollback,
+    served_weights,
 )
 from umx_model.errors import InputError
 
@@ -61,6 +62,37 @@ def test_numbers_go_on_above_all_that_are_there(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     push(tmp_path, "a")
     assert current_version(str(tmp_path)) == str(tmp_path / "1795379573")
+
+
+def test_what_was_not_pushed_from_here_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "1999").mkdir()
+    (tmp_path / "1999" / "thesis.wav").write_text("irreplaceable")
+    (tmp_path / "2001").write_text("a file")
+    (tmp_path / "2002").mkdir()
+    (tmp_path / "2002" / "saved_model.pb").write_text("somebody's model")
+    (tmp_path / "partial-eclipse").mkdir()
+    before = {path.name for path in tmp_path.iterdir()}
+    push(tmp_path, "a", "b", "c", keep=1)
+    assert {path.name for path in tmp_path.iterdir()} == before | {"2005"}
+    assert (tmp_path / "1999" / "thesis.wav").read_text() == "irreplaceable"
+
+
+def test_served_weights(tmp_path: Path) -> None:
+    assert served_weights(current_version(str(tmp_path))) == ""
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "saved_model.pb").write_text("somebody's model")
+    assert served_weights(current_version(str(tmp_path))) == "unknown-7"
+    push(tmp_path, "a")
+    assert served_weights(current_version(str(tmp_path))) == "a"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff"])
+def test_damaged_lineage_is_named(tmp_path: Path, content: bytes) -> None:
+    push(tmp_path, "a")
+    (tmp_path / "1" / "lineage.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"/1/lineage.json: .*; restore it, or remove the version$") as caught:
+        read_lineage(str(tmp_path / "1"))
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_not_complete_is_no_version(tmp_path: Path) -> None:
@@ -199,6 +231,14 @@ class TestRollback:
             rollback(str(tmp_path), "1")
         assert len(served(tmp_path)) == 3
 
+    def test_tells_exports_of_the_same_weights_apart(self, tmp_path: Path) -> None:
+        push(tmp_path, "a", "a")
+        for version, exporter in (("1", "good"), ("2", "broken")):
+            lineage = {"weights_sha256": "a", "exported_by": exporter}
+            (tmp_path / version / "lineage.json").write_text(json.dumps(lineage))
+        rollback(str(tmp_path), "1")
+        assert read_lineage(str(tmp_path / "3"))["exported_by"] == "good"
+
     def test_failure_changes_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         push(tmp_path, "a", "b")
 
@@ -214,7 +254,8 @@ class TestRollback:
 IN_A_BUCKET = """
 import json, sys
 import tensorflow as tf
-from components.pusher.versions import add_version, current_version, list_versions, number, read_lineage, rollback
+from components.pusher.versions import _remove, add_version, current_version, list_versions, number
+from components.pusher.versions import read_lineage, rollback
 root = "gs://bucket/a/serving"
 
 def fill(model):
@@ -237,6 +278,7 @@ for model in "abc":
     before = current_version(root)
     assert add_version(root, fill(model), 2) == current_version(root)
     assert moved[-1].endswith("/saved_model.pb"), moved
+    assert moved[-4].endswith("/lineage.json"), moved
 before = current_version(root)
 assert rollback(root, "2") == f"{root}/4"
 tf.io.gfile.rename = rename
@@ -244,6 +286,13 @@ with tf.io.gfile.GFile(f"{root}/5/variables/variables.index", "w") as file:
     file.write("half a version")
 assert current_version(root) == f"{root}/4"
 lineage = read_lineage(current_version(root))
+removed, remove = [], tf.io.gfile.remove
+def listen_too(path):
+    removed.append(path.removeprefix(root))
+    remove(path)
+tf.io.gfile.remove = listen_too
+_remove(root, f"{root}/2")
+assert (removed[0], removed[-1]) == ("/2/saved_model.pb", "/2/lineage.json"), removed
 print(json.dumps([[number(version) for version in list_versions(root)], lineage["weights_sha256"],
                   [entry["weights_sha256"] for entry in lineage["withdrawn"]]]))
 """
@@ -251,10 +300,10 @@ print(json.dumps([[number(version) for version in list_versions(root)], lineage[
 
 def test_in_a_bucket(gcs: GcsServer) -> None:
     gcs.create_bucket("bucket")
-    assert json.loads(gcs.run(IN_A_BUCKET).stdout) == [["2", "3", "4"], "b", ["c"]]
+    assert json.loads(gcs.run(IN_A_BUCKET).stdout) == [["3", "4"], "b", ["c"]]
     names = set(gcs.list("bucket"))
     assert not any("partial" in name for name in names)
     files = ("saved_model.pb", "variables/variables.index", "zzz", "lineage.json")
-    assert {f"a/serving/{version}/{name}" for version in (2, 3, 4) for name in files} <= names
-    assert not any(name.startswith("a/serving/1") for name in names)
+    assert {f"a/serving/{version}/{name}" for version in (3, 4) for name in files} <= names
+    assert not any(name.startswith(("a/serving/1", "a/serving/2")) for name in names)
     assert gcs.download("bucket", "a/serving/4/zzz") == b"b"

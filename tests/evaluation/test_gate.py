@@ -9,21 +9,22 @@ import pytest
 import scipy.stats
 from pydantic import ValidationError
 
+from umx_model.evaluation.evaluate import score_track
 from umx_model.evaluation.gate import GateRule, judge
 from umx_model.evaluation.scores import TrackScores
 
 NAN = math.nan
 
 
-def tracks(scores: Mapping[str, Sequence[float]], mixture: float = 0.0) -> list[TrackScores]:
-    """Make tracks of one window with these SDRs per target."""
+def tracks(scores: Mapping[str, Sequence[float]], mixture: float = 0.0, heard: bool = False) -> list[TrackScores]:
+    """Make tracks of one window with these SDRs per target; what has none is music that is silent, unless heard."""
     table = np.array(list(scores.values()), np.float64).T  # [tracks, targets]
     return [
         TrackScores(
             name=f"song{index}",
             targets=tuple(scores),
             windows={"SDR": row[np.newaxis]},
-            mixture=np.where(np.isnan(row), NAN, mixture)[np.newaxis],
+            mixture=np.where(np.isnan(row) & (not heard), NAN, mixture)[np.newaxis],
             si_sdr=row,
             mdx_sdr=row,
         )
@@ -45,7 +46,8 @@ def tracks(scores: Mapping[str, Sequence[float]], mixture: float = 0.0) -> list[
         ({"a": [-4, -5, -6]}, None, {"floor_db": -10}, []),
         # Something is served.
         ({"a": [5, 6, 7]}, {"a": [5, 6, 7]}, {}, []),
-        ({"a": [5, 6, 7]}, {"a": [5, 6, 7]}, {"margin_db": 0}, ["a: against version 1 .* it might be worse"]),
+        ({"a": [5, 6, 7]}, {"a": [5, 6, 7]}, {"margin_db": 0}, []),  # itself
+        ({"a": [5, 6, 7.1]}, {"a": [5, 6, 7]}, {"margin_db": 0}, ["a: against version 1 .* it might be worse"]),
         ({"a": [5.1, 6.1, 7.1]}, {"a": [5, 6, 7]}, {"margin_db": 0}, []),
         ({"a": [4.9, 6.0, 7.2]}, {"a": [5, 6, 7]}, {}, []),
         ({"a": [4.9, 5.9, 6.9]}, {"a": [5, 6, 7]}, {}, ["a: .* between -0.10 and -0.10 dB: it is worse"]),
@@ -58,8 +60,16 @@ def tracks(scores: Mapping[str, Sequence[float]], mixture: float = 0.0) -> list[
         ({"a": [5, 6], "b": [5, 6]}, {"b": [9, 9]}, {}, ["b: against version 1"]),  # a is new
         # Without a score.
         ({"a": [NAN, NAN], "b": [1, 1]}, None, {}, ["a: no track has a score, so nothing"]),
-        ({"a": [5, NAN]}, {"a": [NAN, 5]}, {}, ["a: no track has a score of both"]),
-        ({"a": [NAN, 5, 6]}, {"a": [9, 5, NAN]}, {}, []),
+        (
+            {"a": [5, NAN]},
+            {"a": [NAN, 5]},
+            {},
+            ["a: 1 track without a score although", "a: no track has a score of both"],
+        ),
+        ({"a": [5, 5, 6]}, {"a": [NAN, 5, NAN]}, {}, []),
+        ({"a": [NAN, 5, 6]}, {"a": [NAN, 5, 6]}, {}, []),
+        # Silent where what is served is heard.
+        ({"a": [NAN, NAN, 6]}, {"a": [9, 5, 6]}, {}, ["a: 2 tracks without a score although there is sound"]),
     ],
 )
 def test_rule(
@@ -73,10 +83,39 @@ def test_rule(
     assert set(verdict.objections) < set(verdict.sentences)
 
 
+def test_a_model_may_not_be_silent_where_there_is_sound() -> None:
+    for scores, silent in (([9.0, NAN, NAN], "2 tracks"), ([NAN, NAN, NAN], "3 tracks")):
+        verdict = judge(tracks({"a": scores}, heard=True), None, GateRule())
+        assert verdict.objections == (
+            f"a: {silent} without a score although there is sound, because an estimate is silent.",
+        )
+    served = tracks({"a": [9.0, NAN, 9.0]}, heard=True)
+    assert judge(served, served, GateRule()).blessed  # as silent as what is served
+    assert judge(tracks({"a": [9.0, NAN, NAN]}), None, GateRule()).blessed  # as silent as the music
+
+
+def test_silent_estimates_of_real_scores_are_noticed() -> None:
+    generator = np.random.default_rng(0)
+    references = generator.normal(0, 0.1, (4000, 1, 2))
+    good = references + generator.normal(0, 0.01, references.shape)
+    dead = good * [1, 0]
+    scored = [score_track(f"song{n}", references, good if n == 0 else dead, ("a", "b"), 2000) for n in range(3)]
+    verdict = judge(scored, None, GateRule())
+    assert [sentence[:11] for sentence in verdict.objections] == ["a: 2 tracks", "b: 2 tracks"]
+
+
+def test_a_single_track_has_no_interval() -> None:
+    verdict = judge(tracks({"a": [5.0]}), tracks({"a": [4.0]}), GateRule(), "version 1")
+    assert verdict.sentences[2] == (
+        "a: against version 1 the median difference over 1 track is +1.00 dB, which a single track cannot tell from "
+        "chance: it is not worse by the margin of 0.5 dB or more."
+    )
+
+
 def test_every_figure_is_in_the_sentences() -> None:
     verdict = judge(
         tracks({"a": [5.0, 6.0, 7.5, NAN], "b": [1.0, 1.0, 1.0, 1.0]}, mixture=-1.25),
-        tracks({"a": [4.0, 6.5, 7.0, 3.0], "b": [2.0, 2.0, 2.0, 2.0]}),
+        tracks({"a": [4.0, 6.5, 7.0, NAN], "b": [2.0, 2.0, 2.0, 2.0]}),
         GateRule(floor_db=0.125, margin_db=0.75, confidence=0.9),
         "version 7",
     )
@@ -103,6 +142,7 @@ def test_every_figure_is_in_the_sentences() -> None:
         "high": 1.0,
         "tracks": 3,
         "left_out": 1,
+        "silent": 0,
         "passed": True,
     }
     assert not verdict.comparisons["b"]["passed"]

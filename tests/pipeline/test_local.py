@@ -87,6 +87,7 @@ WITHDRAWN = {"weights_sha256": "c", "withdrawn": [{"weights_sha256": "b", "versi
         ({"withdrawn": 1, "weights_sha256": "b"}, "/s/3", WITHDRAWN, True),
         ({"withdrawn": 1, "weights_sha256": "b"}, "/s/4", {"weights_sha256": "b"}, False),  # rolled back to
         ({"weights_sha256": "d"}, "/s/3", WITHDRAWN, True),  # not blessed
+        ({"weights_sha256": "d", "overtaken": 1}, "/s/3", WITHDRAWN, False),  # to be asked again
         ({}, None, {}, True),
     ],
 )

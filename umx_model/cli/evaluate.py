@@ -181,8 +181,7 @@ def _evaluate_model(
     from umx_model.inference.restore import load_separator
 
     separators = [load_separator(name, **settings) for name in (model, baseline) if name is not None]
-    root, split = os.path.split(data.rstrip("/"))
-    root = root or "."
+    root, split = _parent_and_name(data)
     if not is_folder(root, split):
         raise InputError(f"{data}: no such folder; expected one split of a database, such as DATABASE/valid")
     if is_folder(root, split, "valid"):
@@ -211,7 +210,7 @@ def _evaluate_model(
         baseline_title=baseline,
         excerpts=found,
         settings={"model": model, "data": data, **settings, "pair": pair},
-        data_fingerprint=database_fingerprint(root),
+        data_fingerprint=database_fingerprint(root, [split]),
     ), split
 
 
@@ -225,7 +224,7 @@ def _evaluate_folders(
     quiet: bool,
 ) -> tuple[Evaluation, str]:
     """Score estimates in a folder; returns the split that the references seem to be, too."""
-    from umx_model.data.track_folder import SPLITS
+    from umx_model.data.track_folder import database_fingerprint
     from umx_model.evaluation.scores import Evaluation
     from umx_model.evaluation.stem_folders import StemTrack, evaluate_track, match_folders
 
@@ -244,7 +243,7 @@ def _evaluate_folders(
     for note in dict.fromkeys(notes):
         complain(f"note: {note}")
     tracks, of_baseline, found = _run(jobs, quiet)
-    split = os.path.basename(references.rstrip("/"))
+    root, split = _parent_and_name(references)
     return Evaluation(
         title=estimates,
         tracks=tracks,
@@ -252,7 +251,15 @@ def _evaluate_folders(
         baseline_title=baseline,
         excerpts=found,
         settings={"references": references, "estimates": estimates, "pair": pair},
-    ), split if split in SPLITS else "test"
+        data_fingerprint=database_fingerprint(root, [split]),
+    ), split
+
+
+def _parent_and_name(folder: str) -> tuple[str, str]:
+    """Take a folder apart, also one that is given as `.`."""
+    from umx_model.data.remote import is_remote
+
+    return os.path.split(folder.rstrip("/") if is_remote(folder) else os.path.abspath(folder))
 
 
 def _run(jobs: Sequence[_Job], quiet: bool) -> tuple[list[TrackScores], list[TrackScores], list[Excerpt]]:
@@ -297,12 +304,13 @@ def _print(evaluation: Evaluation) -> None:
 
 
 def _write(evaluation: Evaluation, split: str, json_path: str | None, csv_path: str | None, report: str | None) -> None:
+    from umx_model.data.track_folder import SPLITS
     from umx_model.evaluation.score_files import write_csv, write_json, write_museval_folder
 
     if json_path is not None and json_path.endswith(".json"):
         write_json(json_path, evaluation)
     elif json_path is not None:
-        write_museval_folder(json_path, evaluation, split)
+        write_museval_folder(json_path, evaluation, split if split in SPLITS else "test")
     if csv_path is not None:
         write_csv(csv_path, evaluation)
     if report is not None:
@@ -332,6 +340,8 @@ def _check_outputs(json_path: str | None, csv_path: str | None, report: str | No
     for option, path in (("--json", json_path), ("--csv", csv_path), ("--report", report)):
         if path is None:
             continue
+        if not path:
+            raise InputError(f"{option}: expected a path, found nothing")
         folder = os.path.dirname(path.rstrip("/"))
         if not tf.io.gfile.isdir(folder or "."):
             raise InputError(f"{option} {path}: there is no folder {folder}; make it first")

@@ -210,11 +210,15 @@ def inspect_sample(
     return Sample(name, split, first.sample_rate, first.channels, first.samples, infos), []
 
 
-def database_fingerprint(root: Path) -> str:
+def database_fingerprint(root: Path, splits: Sequence[str] = SPLITS) -> str:
     """Return a hex digest that changes when any file of the database is added, removed or edited.
 
-    It covers the relative path, size and modification time of every file in train, valid and test,
-    and of local files a few spots of their content: unpacked files may have one time and size.
+    It covers the relative path, size and modification time of every file in the splits, and of local
+    files a few spots of their content: unpacked files may have one time and size.
+
+    Args:
+        root: the database.
+        splits: its folders to look at.
 
     Raises:
         InputError: there is no such folder.
@@ -223,7 +227,7 @@ def database_fingerprint(root: Path) -> str:
     if not folders.is_folder(name):
         raise InputError(f"{name}: no such folder; expected a database with train/ and valid/")
     paths = []
-    for split in SPLITS:
+    for split in splits:
         paths += folders.files(name, split)
     paths.sort()
     digest = hashlib.sha256()

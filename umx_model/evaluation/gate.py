@@ -105,7 +105,9 @@ def judge(
     """Decide whether a model may be released.
 
     A track is left out for a target that it has no score for (NaN), and of a comparison also where it has none
-    on the other side. All figures are rounded to 0.01 dB first, so that what is decided is what is shown.
+    on the other side. A model may not be silent, though, where the baseline (without one, the music) is heard: such a
+    track has no score either, and counts against the model. All figures are rounded to 0.01 dB first, so that what
+    is decided is what is shown.
 
     Where the mixture is the baseline, a floor below 0 lowers it: who asks for so little may release what is
     worse than the mixture.
@@ -119,7 +121,7 @@ def judge(
     Returns:
         The verdict. Its comparisons hold per target `sdr` and `mixture` (medians over tracks), `gain` (median of
         the gains), `floor`; `baseline` (what it is compared with), `difference` (median), `low` and `high` (ends of
-        the interval), `tracks` (compared), `left_out`; `passed`. Figures that do not exist are None.
+        the interval), `tracks` (compared), `left_out`, `silent`; `passed`. Figures that do not exist are None.
 
     Raises:
         ValueError: there are no tracks.
@@ -130,7 +132,8 @@ def judge(
     sentences, objections = [], []
     for target in tracks[0].targets:
         scores = np.array([track.score()[target] for track in tracks])
-        gains = scores - [track.mixture_score()[target] for track in tracks]
+        of_mixture = np.array([track.mixture_score()[target] for track in tracks])
+        gains = scores - of_mixture
         against = np.array([others.get(track.name, {}).get(target, math.nan) for track in tracks])
         compared = any(target in scored for scored in others.values())
         floor = rule.floor(target)
@@ -145,6 +148,7 @@ def judge(
             "floor": floor,
             "baseline": title,
             **_compare(differences, rule),
+            "silent": int(np.sum(np.isnan(scores) & ~np.isnan(against if compared else of_mixture))),
         }
         said = _sentences(target, figures, rule, len(tracks))
         sentences += [sentence for sentence, _ in said]
@@ -187,6 +191,13 @@ def _interval(differences: Figures, rule: GateRule) -> tuple[float, float]:
 
 def _sentences(target: str, figures: Mapping[str, Any], rule: GateRule, tracks: int) -> list[tuple[str, bool]]:
     """Say how a target passes both tests, and whether it does."""
+    silent = figures["silent"]
+    silence = (
+        f"{target}: {_plural(silent, 'track')} without a score although there is sound, because an estimate is silent.",
+        False,
+    )
+    if figures["gain"] is None and silent:
+        return [silence]
     if figures["gain"] is None:
         return [
             (f"{target}: no track has a score, so nothing can be said; add samples with sound in every stem.", False)
@@ -200,26 +211,33 @@ def _sentences(target: str, figures: Mapping[str, Any], rule: GateRule, tracks: 
             enough,
         )
     ]
+    if silent:
+        lines.append(silence)
     title, low, high = figures["baseline"], figures["low"], figures["high"]
     if not figures["tracks"]:
         return [*lines, (f"{target}: no track has a score of both this model and {title}.", False)]
-    if low <= -rule.margin_db:
+    if low == high == 0:
+        judgement = "it is as good"
+    elif low <= -rule.margin_db:
         judgement = f"it might be worse, by the margin of {rule.margin_db:g} dB or more"
     elif high < 0:
         judgement = "it is worse"
     else:
         judgement = f"it is not worse by the margin of {rule.margin_db:g} dB or more"
-    passed = low > -rule.margin_db and high >= 0
+    passed = (low > -rule.margin_db and high >= 0) or low == high == 0
+    interval = f"with {100 * rule.confidence:g} % confidence between {low:+.2f} and {high:+.2f} dB"
+    if figures["tracks"] == 1:
+        interval = "which a single track cannot tell from chance"
     count = f"{figures['tracks']} of {tracks} tracks" if figures["left_out"] else _plural(tracks, "track")
     lines.append(
         (
-            f"{target}: against {title} the median difference over {count} is {figures['difference']:+.2f} dB, with "
-            f"{100 * rule.confidence:g} % confidence between {low:+.2f} and {high:+.2f} dB: {judgement}.",
+            f"{target}: against {title} the median difference over {count} is {figures['difference']:+.2f} dB, "
+            f"{interval}: {judgement}.",
             passed,
         )
     )
-    if figures["left_out"]:
-        lines.append((f"{target}: {_plural(figures['left_out'], 'track')} without a score left out.", True))
+    if figures["left_out"] > silent:
+        lines.append((f"{target}: {_plural(figures['left_out'] - silent, 'track')} without a score left out.", True))
     return lines
 
 
