@@ -17,10 +17,11 @@ from typing import Any
 import tensorflow as tf
 import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from typing_extensions import Self
 
 from umx_model.data.track_folder import found_targets
 from umx_model.errors import InputError
-from umx_model.evaluation.gate import GateRule
+from umx_model.evaluation.gate import GateRule, check_floors
 from umx_model.profile import FILE_NAME, Profile, explain
 
 ENVIRONMENT_PREFIX = "UMX_PRO_"
@@ -69,18 +70,19 @@ class Folders(BaseModel):
         cls, options: Mapping[str, Any], file: str | None = None, environment: Mapping[str, str] | None = None
     ) -> Folders:
         """Take the folders from settings; arguments and errors are those of `PipelineSettings.load`."""
-        document = _gather(options, file, environment)
+        document = _gather(PipelineSettings, options, file, environment)
         try:
             return cls.model_validate({name: document[name] for name in cls.model_fields if name in document})
         except ValidationError as error:
             raise InputError(explain(error)) from None
 
 
-class PipelineSettings(Folders, GateRule):
-    """Everything that a run of the pipeline depends on."""
+class RunSettings(GateRule):
+    """What a run does, wherever it runs."""
 
     data: str = Field(min_length=1, description="root of the database: a folder with train/ and valid/")
     profile: Profile = Field(description="model to train, and how")
+    push_destination: str = Field("", description="folder of served versions, local or remote")
     keep_versions: int = Field(5, ge=1, description="versions to leave in the push destination")
     warm_start: bool = Field(False, description="start training from the weights of the served version")
     vertex_registry: str = Field(
@@ -88,19 +90,9 @@ class PipelineSettings(Folders, GateRule):
     )
     beam_args: tuple[str, ...] = Field((), description="Beam options of SampleGen, StatisticsGen and Evaluator")
 
-    @field_validator("data")
-    @classmethod
-    def _absolute_data(cls, folder: str) -> str:
-        return absolute(folder)
-
     @model_validator(mode="after")
-    def _floors_have_targets(self) -> PipelineSettings:
-        unknown = set(self.floor_db if isinstance(self.floor_db, dict) else ()) - set(self.profile.model.targets)
-        if unknown:
-            raise ValueError(
-                f"floor_db: {', '.join(sorted(unknown))} is no target of the model; "
-                f"there are {', '.join(self.profile.model.targets)}"
-            )
+    def _floors_have_targets(self) -> Self:
+        check_floors(self, self.profile.model.targets)
         return self
 
     @property
@@ -114,7 +106,7 @@ class PipelineSettings(Folders, GateRule):
         options: Mapping[str, Any],
         file: str | None = None,
         environment: Mapping[str, str] | None = None,
-    ) -> PipelineSettings:
+    ) -> Self:
         """Put settings together.
 
         Args:
@@ -126,7 +118,7 @@ class PipelineSettings(Folders, GateRule):
             InputError: unknown name, impossible value, no such file; or targets were not named and
                 the database, where they are looked for, cannot be read.
         """
-        document = _gather(options, file, environment)
+        document = _gather(cls, options, file, environment)
         targets, changes = document.pop("targets", None), document.pop("set", None) or {}
         if not isinstance(changes, Mapping):
             raise InputError(f"set: expected names and values, as in {{train.epochs: 2}}, found {changes!r}")
@@ -144,20 +136,31 @@ class PipelineSettings(Folders, GateRule):
             raise InputError(explain(error)) from None
 
 
+class PipelineSettings(Folders, RunSettings):
+    """Everything that a run on this machine depends on."""
+
+    @field_validator("data")
+    @classmethod
+    def _absolute_data(cls, folder: str) -> str:
+        return absolute(folder)
+
+
 def absolute(folder: str) -> str:
     """Return a local folder's whole path; remote ones (`gs://`) and none stay as they are."""
     return os.path.abspath(folder) if folder and "://" not in folder else folder
 
 
-def _gather(options: Mapping[str, Any], file: str | None, environment: Mapping[str, str] | None) -> dict[str, Any]:
+def _gather(
+    settings: type[BaseModel], options: Mapping[str, Any], file: str | None, environment: Mapping[str, str] | None
+) -> dict[str, Any]:
     """Lay the options over the environment over the file."""
     document = _read_mapping(file) if file else {}
-    document |= _from_environment(os.environ if environment is None else environment)
+    document |= _from_environment(settings, os.environ if environment is None else environment)
     return document | {name: value for name, value in options.items() if value is not None}
 
 
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    names = {ENVIRONMENT_PREFIX + name.upper(): name for name in (*PipelineSettings.model_fields, "targets", "set")}
+def _from_environment(settings: type[BaseModel], environment: Mapping[str, str]) -> dict[str, Any]:
+    names = {ENVIRONMENT_PREFIX + name.upper(): name for name in (*settings.model_fields, "targets", "set")}
     found = {variable: environment[variable] for variable in names if environment.get(variable)}
     return {names[variable]: _parse(text, variable) if text[0] in "[{" else text for variable, text in found.items()}
 

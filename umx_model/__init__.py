@@ -12,6 +12,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 # What TensorFlow reads when it is imported. Its C++ messages at start-up (which GPU libraries are
 # missing, say) mean nothing to users; its errors arrive as Python exceptions.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -76,6 +76,19 @@ class GateRule(BaseModel):
         return self.floor_db.get(target, 0.0) if isinstance(self.floor_db, dict) else self.floor_db
 
 
+def check_floors(rule: GateRule, targets: Sequence[str]) -> None:
+    """Refuse floors for what a model does not separate.
+
+    Raises:
+        ValueError: one is named for another target.
+    """
+    unknown = set(rule.floor_db if isinstance(rule.floor_db, dict) else ()) - set(targets)
+    if unknown:
+        raise ValueError(
+            f"floor_db: {', '.join(sorted(unknown))} is no target of the model; there are {', '.join(targets)}"
+        )
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the gate says.
