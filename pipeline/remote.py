@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pipeline.compiled import CompiledPipeline
+if TYPE_CHECKING:  # it takes seconds to import, which an exit code should not
+    from pipeline.compiled import CompiledPipeline
 
 State = Literal["waiting", "running", "succeeded", "failed", "cancelled"]
 ENDED: tuple[State, ...] = ("succeeded", "failed", "cancelled")
@@ -18,6 +19,10 @@ ENDED: tuple[State, ...] = ("succeeded", "failed", "cancelled")
 
 class RemoteError(Exception):
     """The platform answered that it failed, or did not answer: not the user's mistake."""
+
+
+class LeftRunning(Exception):  # noqa: N818 (it is no error)
+    """Ctrl-C while a run was watched, which goes on."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,15 @@ class Task:
         name: the component's.
         state: where it is.
         message: what the platform says about a failure; empty otherwise.
+        started: ISO 8601 in UTC; empty where it has not.
+        ended: likewise.
     """
 
     name: str
     state: State
     message: str = ""
+    started: str = ""
+    ended: str = ""
 
 
 @dataclass(frozen=True)
