@@ -95,7 +95,7 @@ class CloudSettings(RunSettings):
         "direct",
         description="where SampleGen, StatisticsGen and Evaluator do their work: in their containers, or there",
     )
-    flink_master: str = Field("", description="HOST:PORT of the Flink job manager")
+    flink_job_server: str = Field("", description="HOST:PORT of Beam's job server for Flink, mostly port 8099")
     prices: Prices = Prices()
 
     @field_validator("machines")
@@ -105,6 +105,35 @@ class CloudSettings(RunSettings):
         if unknown:
             raise ValueError(f"{', '.join(unknown)}: no such component; there are {', '.join(COMPONENTS)}")
         return machines
+
+    @model_validator(mode="after")
+    def _fits_platform(self) -> CloudSettings:
+        vertex = self.platform == "vertex"
+        for name, folder in (
+            ("pipeline_root", self.pipeline_root),
+            ("data", self.data),
+            ("push_destination", self.serving_folder),
+        ):
+            if vertex and "://" not in folder:
+                raise ValueError(
+                    f"{name}: {folder} is on this machine, which Vertex AI does not see; expected gs://..."
+                )
+            if "://" not in folder and not folder.startswith("/"):
+                raise ValueError(
+                    f"{name}: expected gs://... or a path that containers see, as /mnt/..., found {folder}"
+                )
+        if vertex and not self.pipeline_root.startswith("gs://"):
+            raise ValueError(f"pipeline_root: Vertex AI writes to gs:// only, found {self.pipeline_root}")
+        for machine in (self.machine, *self.machines.values()):
+            if machine.gpu and ("/" in machine.gpu) == vertex:
+                expected = (
+                    "Vertex AI's name, as NVIDIA_TESLA_T4" if vertex else "a Kubernetes resource, as nvidia.com/gpu"
+                )
+                raise ValueError(f"gpu: expected {expected}, found {machine.gpu}")
+        for name, lone in self.machines.items():
+            if lone.machines > 1 and (name != "Trainer" or not vertex):
+                raise ValueError(f"machines: {name} has several, which only the Trainer can have, on Vertex AI")
+        return self
 
     @property
     def serving_folder(self) -> str:

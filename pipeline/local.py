@@ -47,7 +47,7 @@ from components.pusher.registry import check_registry
 from components.pusher.versions import current_version, is_withdrawn, read_lineage, served_weights
 from components.sample_gen.component import SampleGen
 from pipeline.logs import logged_to
-from pipeline.pipeline import create_pipeline
+from pipeline.pipeline import Choices, create_pipeline
 from pipeline.settings import PipelineSettings
 from umx_model.data.check import check_fits
 from umx_model.data.track_folder import database_fingerprint, read_database
@@ -147,11 +147,33 @@ def run_local(settings: PipelineSettings, report: Callable[[str], None] = print)
     with _locked(settings.output), logged_to(os.path.join(settings.output, "logs")) as log_file:
         connection = metadata.sqlite_metadata_connection_config(_metadata_file(settings))
         _forget_what_no_longer_holds(connection, settings.serving_folder)
-        pipeline = create_pipeline(settings, database_fingerprint(settings.data), connection)
+        pipeline = local_pipeline(settings, database_fingerprint(settings.data), connection)
         if not settings.beam_args:
             _read_in_parallel(pipeline)
         plan = compiler.Compiler().compile(pipeline)
         return _summary(_run(plan, connection, report, log_file), log_file)
+
+
+def local_pipeline(
+    settings: PipelineSettings,
+    data_version: str,
+    metadata_connection_config: metadata_store_pb2.ConnectionConfig | None = None,
+) -> Pipeline:
+    """Wire the components for runs in an output folder; arguments are those of `create_pipeline`."""
+    choices = Choices(
+        data=settings.data,
+        data_version=data_version,
+        mixture_targets=",".join(settings.profile.mixture_targets),
+        push_destination=settings.serving_folder,
+        warm_start=settings.warm_start,
+    )
+    return create_pipeline(
+        settings,
+        choices,
+        root=os.path.join(settings.output, "artifacts"),
+        training_folder=os.path.join(settings.output, "training"),
+        metadata_connection_config=metadata_connection_config,
+    )
 
 
 def check_settings(settings: PipelineSettings) -> None:

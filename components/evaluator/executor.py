@@ -3,10 +3,12 @@
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
+from pydantic import ValidationError
 from tfx.components.evaluator import constants
 from tfx.components.evaluator import executor as stock
 from tfx.types import Artifact, artifact_utils
@@ -17,11 +19,11 @@ from data_schema.index import read_index
 from umx_model.data.track_folder import Sample
 from umx_model.errors import InputError
 from umx_model.evaluation.evaluate import METRIC, columns
-from umx_model.evaluation.gate import GateRule, Verdict, judge
+from umx_model.evaluation.gate import GateRule, Verdict, check_floors, judge
 from umx_model.evaluation.report import write_report
 from umx_model.evaluation.scores import Evaluation
 from umx_model.model.export import EXTRA_ASSETS
-from umx_model.profile import FILE_NAME, Profile
+from umx_model.profile import FILE_NAME, Profile, explain
 
 SCORES_FILE = "scores.json"
 REPORT_FILE = "report.html"
@@ -31,23 +33,21 @@ _BASELINE = "baseline"
 
 @dataclass(frozen=True)
 class _Baseline:
-    """The version that is served.
+    """What the model is compared with.
 
     Attributes:
         folder: where it is.
+        title: what it is called.
         weights: what tells its weights from others.
         obstacle: why it cannot be compared with the model; empty where it can.
         is_the_model: whether it is the model that is judged, with the same settings.
     """
 
     folder: str
+    title: str
     weights: str
     obstacle: str
     is_the_model: bool
-
-    @property
-    def title(self) -> str:
-        return f"version {number(self.folder)}"
 
 
 class Executor(stock.Executor):
@@ -75,8 +75,9 @@ class Executor(stock.Executor):
         # Early stopping has looked at valid: test is the fairer judge where there is one.
         split = "test" if "test" in artifact_utils.decode_split_names(examples.split_names) else "valid"
         samples = read_index(artifact_utils.get_split_uri([examples], split))
-        rule = GateRule.model_validate_json(exec_properties["rule"])
-        baseline = _served(exec_properties["push_destination"], profile, samples[0])
+        rule = _rule(exec_properties, profile)
+        served = current_version(exec_properties["push_destination"])
+        baseline = _find_baseline(served, input_dict.get("baseline_model", []), profile, samples[0])
 
         folders = {_MODEL: model.uri}
         if baseline and not baseline.obstacle and not baseline.is_the_model:
@@ -100,50 +101,80 @@ class Executor(stock.Executor):
             },
             data_fingerprint=profile.data_fingerprint,
             blessed=verdict.blessed,
-            verdict=_sentences(verdict, split, len(samples), baseline),
+            verdict=_sentences(verdict, split, len(samples), baseline, served is not None),
         )
         folder = artifact_utils.get_single_instance(output_dict["evaluation"]).uri
         document = _document(evaluation, verdict, split, scores)
-        document["baseline_version"] = number(baseline.folder) if baseline else None
+        document["baseline_version"] = number(served) if served else None
         _write(os.path.join(folder, SCORES_FILE), json.dumps(document, indent=2, allow_nan=False) + "\n")
         _show(artifact_utils.get_single_instance(output_dict["report"]), evaluation)
         blessing = artifact_utils.get_single_instance(output_dict["blessing"])
-        _bless(blessing, model, profile, baseline, verdict)
+        _bless(blessing, model, profile, baseline, served_weights(served), verdict)
 
 
-def _served(push_destination: str, profile: Profile, sample: Sample) -> _Baseline | None:
-    """Find the version that is served, and whether it can be compared with a model on samples like this."""
-    folder = current_version(push_destination)
-    if folder is None:
+def _rule(exec_properties: Mapping[str, Any], profile: Profile) -> GateRule:
+    """Return what the model must reach."""
+    rule = GateRule.model_validate_json(exec_properties["rule"])
+    floor = exec_properties.get("floor_db")
+    if floor is None:
+        return rule
+    try:
+        rule = GateRule.model_validate(rule.model_dump() | {"floor_db": floor})
+        check_floors(rule, profile.model.targets)
+    except ValidationError as error:
+        raise InputError(explain(error)) from None
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return rule
+
+
+def _find_baseline(
+    served: str | None, proposed: Sequence[Artifact], profile: Profile, sample: Sample
+) -> _Baseline | None:
+    """Find what to compare a model with, and whether that can be done on samples like this.
+
+    Args:
+        served: folder of the version that is served; None where there is none.
+        proposed: the model to take then; there may be none.
+        profile: of the model.
+        sample: one of those that it is judged on.
+    """
+    if served is None and not proposed:
         return None
-    weights = served_weights(folder)
+    folder = served or proposed[0].uri
+    title = f"version {number(served)}" if served else "the latest blessed model"
     inside = os.path.join(folder, EXTRA_ASSETS)  # of a version without weights beside the SavedModel
     try:
-        served = Profile.read(folder if tf.io.gfile.exists(os.path.join(folder, FILE_NAME)) else inside)
+        its = Profile.read(folder if tf.io.gfile.exists(os.path.join(folder, FILE_NAME)) else inside)
     except InputError:
-        return _Baseline(folder, weights, "has no profile that says what it separates", False)
+        weights = served_weights(served)
+        return _Baseline(folder, title, weights, "has no profile that says what it separates", False)
+    weights = served_weights(served) if served else its.weights_sha256 or ""
     obstacle = ""
-    lacking = [target for target in served.model.targets if target not in sample.files]
-    if served.model.channels != profile.model.channels:
-        obstacle = f"takes {served.model.channels} channels, this model {profile.model.channels}"
+    lacking = [target for target in its.model.targets if target not in sample.files]
+    if its.model.channels != profile.model.channels:
+        obstacle = f"takes {its.model.channels} channels, this model {profile.model.channels}"
     elif lacking:
         obstacle = f"separates {', '.join(lacking)}, which samples lack"
-    elif not set(served.model.targets) & set(profile.model.targets):
-        obstacle = f"separates {', '.join(served.model.targets)}, and nothing that this model does"
-    is_the_model = weights == profile.weights_sha256 and served.model == profile.model
-    return _Baseline(folder, weights, obstacle, is_the_model)
+    elif not set(its.model.targets) & set(profile.model.targets):
+        obstacle = f"separates {', '.join(its.model.targets)}, and nothing that this model does"
+    is_the_model = weights == profile.weights_sha256 and its.model == profile.model
+    return _Baseline(folder, title, weights, obstacle, is_the_model)
 
 
-def _sentences(verdict: Verdict, split: str, samples: int, baseline: _Baseline | None) -> tuple[str, ...]:
+def _sentences(verdict: Verdict, split: str, samples: int, baseline: _Baseline | None, served: bool) -> tuple[str, ...]:
     """Add to a verdict what it was made on."""
     opening, *rest = verdict.sentences
     on = f"Judged on {samples} sample{'s' if samples > 1 else ''} of {split}"
+    unserved = "because nothing is served yet"
     if baseline is None:
-        against = "against the mixture, because nothing is served yet."
+        against = f"against the mixture, {unserved}."
     elif baseline.obstacle:
-        against = f"against the mixture, because {baseline.title}, which is served, {baseline.obstacle}."
+        which = f"{baseline.title}, which is served," if served else f"nothing is served yet, and {baseline.title}"
+        against = f"against the mixture, because {which} {baseline.obstacle}."
     else:
-        against = f"against {baseline.title}, which is served{' and is this model' if baseline.is_the_model else ''}."
+        role = "which is served" if served else unserved
+        against = f"against {baseline.title}, {role}{' and is this model' if baseline.is_the_model else ''}."
     return (opening, f"{on}, {against}", *rest)
 
 
@@ -176,14 +207,16 @@ def _show(report: Artifact, evaluation: Evaluation) -> None:
     report.set_string_custom_property("display_name", "report")  # the Pipelines UI of Kubeflow shows no other pages
 
 
-def _bless(blessing: Artifact, model: Artifact, profile: Profile, baseline: _Baseline | None, verdict: Verdict) -> None:
+def _bless(
+    blessing: Artifact, model: Artifact, profile: Profile, baseline: _Baseline | None, served: str, verdict: Verdict
+) -> None:
     """Record the judgement with the properties and file that TFX's resolvers and pushers look for, and our own."""
     blessing.set_string_custom_property(constants.ARTIFACT_PROPERTY_CURRENT_MODEL_URI_KEY, model.uri)
     blessing.set_int_custom_property(constants.ARTIFACT_PROPERTY_CURRENT_MODEL_ID_KEY, model.id)
     if baseline:
         blessing.set_string_custom_property(constants.ARTIFACT_PROPERTY_BASELINE_MODEL_URI_KEY, baseline.folder)
     blessing.set_string_custom_property("model_weights_sha256", profile.weights_sha256 or "")
-    blessing.set_string_custom_property("baseline_weights_sha256", baseline.weights if baseline else "")
+    blessing.set_string_custom_property("baseline_weights_sha256", served)
     blessing.set_int_custom_property(
         constants.ARTIFACT_PROPERTY_BLESSED_KEY,
         constants.BLESSED_VALUE if verdict.blessed else constants.NOT_BLESSED_VALUE,

@@ -1,6 +1,7 @@
 """Pusher: a blessed model in, a new version of the served SavedModel out."""
 
 from tfx.dsl.components.base import base_component, executor_spec
+from tfx.orchestration.data_types import RuntimeParameter
 from tfx.types import BaseChannel, Channel, standard_artifacts
 from tfx.types.component_spec import ChannelParameter as Artifacts
 from tfx.types.component_spec import ComponentSpec, ExecutionParameter
@@ -54,7 +55,7 @@ class Pusher(base_component.BaseComponent):
         model: BaseChannel,
         model_blessing: BaseChannel,
         evaluation: BaseChannel,
-        push_destination: str,
+        push_destination: str | RuntimeParameter,
         keep_versions: int,
         vertex_registry: str = "",
     ) -> None:

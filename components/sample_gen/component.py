@@ -1,6 +1,7 @@
 """SampleGen: a database of sample folders in, an index of it out."""
 
 from tfx.dsl.components.base import base_beam_component, executor_spec
+from tfx.orchestration.data_types import RuntimeParameter
 from tfx.types import Channel, standard_artifacts
 from tfx.types.component_spec import ChannelParameter as Artifacts
 from tfx.types.component_spec import ComponentSpec, ExecutionParameter
@@ -34,14 +35,16 @@ class SampleGen(base_beam_component.BaseBeamComponent):
     Args:
         data: root of the database, a local folder or a remote one that tf.io.gfile opens.
         targets: comma-separated; every sample must have exactly these.
-        data_version: fingerprint of the database; part of the cache key, so that a changed
-            database is read again.
+        data_version: fingerprint that the database must have; part of the cache key, so that a changed
+            database is read again. Empty for whatever it has.
     """
 
     SPEC_CLASS = SampleGenSpec
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(executor.Executor)
 
-    def __init__(self, data: str, targets: str, data_version: str) -> None:
+    def __init__(
+        self, data: str | RuntimeParameter, targets: str | RuntimeParameter, data_version: str | RuntimeParameter
+    ) -> None:
         super().__init__(
             SampleGenSpec(
                 data=data,

@@ -15,7 +15,7 @@ from components import progress
 from components.beam_text import failure, raise_failures, read_lines, write_lines
 from data_schema.index import to_example
 from umx_model.data.check import check_sample
-from umx_model.data.track_folder import list_sample_folders
+from umx_model.data.track_folder import database_fingerprint, list_sample_folders
 from umx_model.errors import InputError
 
 _PROBLEMS = "problems"
@@ -62,11 +62,12 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         data = exec_properties["data"]
         targets = tuple(target.strip() for target in exec_properties["targets"].split(","))
         folders = list_sample_folders(data)
+        data_version = _data_version(data, exec_properties["data_version"])
         splits = list(dict.fromkeys(split for split, _ in folders))
 
         examples = artifact_utils.get_single_instance(output_dict["examples"])
         examples.split_names = artifact_utils.encode_split_names(splits)
-        examples.set_string_custom_property("data_version", exec_properties["data_version"])
+        examples.set_string_custom_property("data_version", data_version)
         examples_utils.set_payload_format(examples, example_gen_pb2.PayloadFormat.FORMAT_TF_EXAMPLE)
 
         scratch = self._get_tmp_dir()
@@ -86,6 +87,17 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         if lines:
             raise InputError("\n".join(lines))
         raise_failures(read_lines(failures))
+
+
+def _data_version(data: str, expected: str) -> str:
+    """Return the fingerprint of a database, which must be as expected where something is."""
+    found = database_fingerprint(data)
+    if expected not in ("", found):
+        raise InputError(
+            f"{data}: has changed: data_version should be {expected}, and is {found}; leave data_version empty "
+            "to take the database as it is"
+        )
+    return found
 
 
 def _write_split(examples: beam.PCollection, split: str, folder: str) -> None:

@@ -174,6 +174,35 @@ def test_the_mixture_is_the_baseline_of_the_first_run(
     assert blessing.get_string_custom_property("baseline_weights_sha256") == ""
 
 
+def test_the_model_that_the_pipeline_found_is_the_baseline_where_nothing_is_served(
+    index: standard_artifacts.Examples, make_model: MakeModel, served: Path, tmp_path: Path
+) -> None:
+    found = make_model(4)
+    scores, blessing = run(index, make_model(1), ANYTHING, tmp_path, tmp_path / "nothing", found=found)
+    assert scores["verdict"][1].endswith("against the latest blessed model, because nothing is served yet.")
+    for track, expected in zip(scores["baseline"], expected_scores(found.uri, index), strict=True):
+        assert TrackScores.from_json(track).score() == pytest.approx(expected.score(), abs=1e-3)
+    assert scores["baseline_version"] is None
+    assert blessing.get_string_custom_property("baseline_model") == found.uri
+    assert blessing.get_string_custom_property("baseline_weights_sha256") == ""  # so that the Pusher finds it unchanged
+
+    scores, _ = run(index, make_model(1), ANYTHING, tmp_path / "again", served, found=found)
+    assert scores["verdict"][1].endswith("against version 1, which is served.")
+
+
+def test_floor_of_a_run_wins_over_the_rules(
+    index: standard_artifacts.Examples, make_model: MakeModel, tmp_path: Path
+) -> None:
+    scores, _ = run(index, make_model(1), ANYTHING, tmp_path, tmp_path / "no", floor_db="vocals=100,drums=-100")
+    assert {objection.split(":")[0] for objection in scores["objections"]} == {"vocals"}
+    for floor, message in (
+        ("piano=3", "floor_db: piano is no target of the model; there are vocals, drums"),
+        ("high", "floor_db: expected dB, or dB per target"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(index, make_model(1), ANYTHING, tmp_path, tmp_path / "no", floor_db=floor)
+
+
 def test_not_good_enough(index: standard_artifacts.Examples, make_model: MakeModel, tmp_path: Path) -> None:
     scores, blessing = run(index, make_model(1), GateRule(floor_db="vocals=100,drums=-100"), tmp_path, tmp_path / "no")
     assert not scores["blessed"]
@@ -281,12 +310,16 @@ def run(
     folder: Path,
     push_destination: Path,
     beam_args: Sequence[str] = (),
+    found: standard_artifacts.Model | None = None,
+    **properties: str,
 ) -> tuple[dict, standard_artifacts.ModelBlessing]:
     evaluation, blessing, report = standard_artifacts.ModelEvaluation(), standard_artifacts.ModelBlessing(), HTML()
     evaluation.uri, blessing.uri, report.uri = (str(folder / name) for name in ("evaluation", "blessing", "report"))
     outputs: dict[str, list[Artifact]] = {"evaluation": [evaluation], "blessing": [blessing], "report": [report]}
     inputs: dict[str, list[Artifact]] = {"examples": [index], "model": [model]}
-    properties = {"rule": rule.model_dump_json(), "push_destination": str(push_destination)}
+    if found is not None:
+        inputs["baseline_model"] = [found]
+    properties |= {"rule": rule.model_dump_json(), "push_destination": str(push_destination)}
     context = BaseBeamExecutor.Context(beam_pipeline_args=list(beam_args), tmp_dir=str(folder / "tmp"), unique_id="1")
     Executor(context).Do(inputs, outputs, properties)
     return json.loads((folder / "evaluation" / "scores.json").read_text()), blessing

@@ -14,14 +14,15 @@ from tfx.types import artifact_utils, standard_artifacts
 from components.sample_gen import executor as sample_gen
 from components.sample_gen.executor import Executor
 from data_schema.index import read_index
+from umx_model.data.track_folder import database_fingerprint
 from umx_model.errors import InputError
 
 
-def run(data: Path, folder: Path, targets: str = "vocals,drums") -> standard_artifacts.Examples:
+def run(data: Path, folder: Path, targets: str = "vocals,drums", data_version: str = "") -> standard_artifacts.Examples:
     executor = Executor(BaseBeamExecutor.Context(tmp_dir=str(folder / "tmp"), unique_id="1"))
     examples = standard_artifacts.Examples()
     examples.uri = str(folder / "index")
-    properties = {"data": str(data), "targets": targets, "data_version": "v1", "code_version": ""}
+    properties = {"data": str(data), "targets": targets, "data_version": data_version, "code_version": ""}
     executor.Do({}, {"examples": [examples]}, properties)
     return examples
 
@@ -37,7 +38,7 @@ def test_index_says_what_is_in_the_files(make_database: Callable, tmp_path: Path
     examples = run(tmp_path / "db", tmp_path)
     assert artifact_utils.decode_split_names(examples.split_names) == ["train", "valid", "test"]
     assert examples.get_string_custom_property("payload_format") == "FORMAT_TF_EXAMPLE"
-    assert examples.get_string_custom_property("data_version") == "v1"
+    assert examples.get_string_custom_property("data_version") == database_fingerprint(tmp_path / "db")
 
     seen = []
     for split in ("train", "valid", "test"):
@@ -106,6 +107,16 @@ def test_a_failure_is_one_line(
         run(data, tmp_path)
     assert str(caught.value) == "train/song00: RuntimeError: out of luck (and 1 more)"
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_only_the_expected_database(make_database: Callable, tmp_path: Path) -> None:
+    data = make_database(tmp_path / "db", {"train": 1, "valid": 1}, seconds=0.1)
+    version = database_fingerprint(data)
+    examples = run(data, tmp_path, data_version=version)
+    assert examples.get_string_custom_property("data_version") == version
+    (data / "train" / "song00").rename(data / "train" / "renamed")
+    with pytest.raises(InputError, match=f"db: has changed: data_version should be {version}, and is [0-9a-f]+; leave"):
+        run(data, tmp_path, data_version=version)
 
 
 def test_missing_split(make_database: Callable, tmp_path: Path) -> None:

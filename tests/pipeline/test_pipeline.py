@@ -9,6 +9,7 @@ import pytest
 from tfx.dsl.compiler.compiler import Compiler
 
 import pipeline.pipeline
+from pipeline.local import local_pipeline
 from pipeline.settings import PipelineSettings
 from umx_model.profile import Profile
 
@@ -27,7 +28,7 @@ HARMLESS = {
 def nodes(data_version: str = "v", **settings: object) -> dict[str, bytes]:
     """What TFX knows of each component, and derives its cache key from."""
     options = {"data": "/db", "output": "/out", "profile": {"model": {"targets": ["a", "b"]}}, **settings}
-    made = pipeline.pipeline.create_pipeline(PipelineSettings.load(options, environment={}), data_version)
+    made = local_pipeline(PipelineSettings.load(options, environment={}), data_version)
     plan = [node.pipeline_node for node in Compiler().compile(made).nodes]
     flags = {component.id: repr(component.executor_spec.extra_flags).encode() for component in made.components}
     return {
@@ -61,7 +62,7 @@ def test_traces_of_an_earlier_training_do_not_train_again() -> None:
     options = {"data": "/db", "output": "/out", "profile": profile}
     plain = PipelineSettings(**options)
     traced = PipelineSettings(**{**options, "profile": profile.model_copy(update={"data_fingerprint": "x"})})
-    plans = [Compiler().compile(pipeline.pipeline.create_pipeline(one, "v")) for one in (plain, traced)]
+    plans = [Compiler().compile(local_pipeline(one, "v")) for one in (plain, traced)]
     assert plans[0] == plans[1]
 
 
