@@ -1,6 +1,7 @@
 """Runs the pipeline somewhere.
 
 python pipeline_runner.py local --data DIR      on this machine
+python pipeline_runner.py compile               write the file that Vertex AI or Kubeflow runs
 python pipeline_runner.py lineage VERSION       which data made a pushed version
 python pipeline_runner.py rollback VERSION      serve an earlier version again
 """
@@ -18,6 +19,26 @@ import typer
 
 _INTERRUPTED = "interrupted; the same command continues where it stopped"
 
+_DATA = Annotated[str | None, typer.Option(help="Database: a folder with train/ and valid/.")]
+_TARGETS = Annotated[str | None, typer.Option(help="Comma-separated. [default: as found in the database]")]
+_PROFILE = Annotated[str | None, typer.Option(help="Profile (JSON or YAML) or model folder to start from.")]
+_CHANGES = Annotated[list[str] | None, typer.Option("--set", help="Change the profile, as train.epochs=2. Repeatable.")]
+_FLOOR = Annotated[
+    str | None,
+    typer.Option(
+        help="dB above the mixture that every target needs, or one for each, as vocals=2,drums=1. [default: 0]"
+    ),
+]
+_WARM_START = Annotated[
+    bool | None,
+    typer.Option("--warm-start/--fresh-start", help="Train on from the served model. [default: fresh]"),
+]
+_KEEP_VERSIONS = Annotated[int | None, typer.Option(help="Versions to leave, at least 1. [default: 5]")]
+_BEAM_ARG = Annotated[list[str] | None, typer.Option(help="Option for Beam. Repeatable.")]
+_OUTPUT = Annotated[str | None, typer.Option(help="Folder of the runs. [default: umx-pro-output]")]
+_DESTINATION = Annotated[str | None, typer.Option(help="Folder of served versions. [default: OUTPUT/serving]")]
+_SETTINGS = Annotated[str | None, typer.Option(help="File with settings (YAML or JSON); options win over it.")]
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
@@ -28,33 +49,19 @@ def pipeline() -> None:
 
 @app.command()
 def local(
-    data: Annotated[str | None, typer.Option(help="Database: a folder with train/ and valid/.")] = None,
-    targets: Annotated[str | None, typer.Option(help="Comma-separated. [default: as found in the database]")] = None,
+    data: _DATA = None,
+    targets: _TARGETS = None,
     output: Annotated[
         str | None, typer.Option(help="Folder for all that the run leaves. [default: umx-pro-output]")
     ] = None,
-    push_destination: Annotated[
-        str | None, typer.Option(help="Folder of served versions. [default: OUTPUT/serving]")
-    ] = None,
-    profile: Annotated[str | None, typer.Option(help="Profile (JSON or YAML) or model folder to start from.")] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Change the profile, as train.epochs=2. Repeatable.")
-    ] = None,
-    floor: Annotated[
-        str | None,
-        typer.Option(
-            help="dB above the mixture that every target needs, or one for each, as vocals=2,drums=1. [default: 0]"
-        ),
-    ] = None,
-    warm_start: Annotated[
-        bool | None,
-        typer.Option("--warm-start/--fresh-start", help="Train on from the served model. [default: fresh]"),
-    ] = None,
-    keep_versions: Annotated[int | None, typer.Option(help="Versions to leave, at least 1. [default: 5]")] = None,
-    beam_arg: Annotated[list[str] | None, typer.Option(help="Option for Beam. Repeatable.")] = None,
-    settings: Annotated[
-        str | None, typer.Option(help="File with settings (YAML or JSON); options win over it.")
-    ] = None,
+    push_destination: _DESTINATION = None,
+    profile: _PROFILE = None,
+    changes: _CHANGES = None,
+    floor: _FLOOR = None,
+    warm_start: _WARM_START = None,
+    keep_versions: _KEEP_VERSIONS = None,
+    beam_arg: _BEAM_ARG = None,
+    settings: _SETTINGS = None,
 ) -> None:
     """Run the pipeline on this machine. Run again, it continues where it stopped and skips what is done."""
     options = {
@@ -63,7 +70,7 @@ def local(
         "output": output,
         "push_destination": push_destination,
         "profile": profile,
-        "set": _assignments(changes),
+        "set": _assignments(changes, "--set", "train.epochs=2"),
         "floor_db": floor,
         "warm_start": warm_start,
         "keep_versions": keep_versions,
@@ -82,9 +89,60 @@ def local(
     typer.echo(describe(run_local(chosen, typer.echo)))
 
 
-_OUTPUT = Annotated[str | None, typer.Option(help="Folder of the runs. [default: umx-pro-output]")]
-_DESTINATION = Annotated[str | None, typer.Option(help="Folder of served versions. [default: OUTPUT/serving]")]
-_SETTINGS = Annotated[str | None, typer.Option(help="File with settings (YAML or JSON); options win over it.")]
+@app.command("compile")
+def compile_(
+    image: Annotated[str | None, typer.Option(help="Container image that components run in.")] = None,
+    pipeline_root: Annotated[str | None, typer.Option(help="Folder for what runs make, as gs://BUCKET/FOLDER.")] = None,
+    output: Annotated[str, typer.Option(help="File to write.")] = "umx_pro.yaml",
+    platform: Annotated[str | None, typer.Option(help="vertex or kubeflow. [default: vertex]")] = None,
+    project: Annotated[str | None, typer.Option(help="Google Cloud project.")] = None,
+    region: Annotated[str | None, typer.Option(help="Of Vertex AI. [default: us-central1]")] = None,
+    kubeflow_host: Annotated[str | None, typer.Option(help="Address of Kubeflow Pipelines.")] = None,
+    data: _DATA = None,
+    targets: _TARGETS = None,
+    push_destination: Annotated[
+        str | None, typer.Option(help="Folder of served versions. [default: PIPELINE_ROOT/serving]")
+    ] = None,
+    profile: _PROFILE = None,
+    changes: _CHANGES = None,
+    floor: _FLOOR = None,
+    warm_start: _WARM_START = None,
+    keep_versions: _KEEP_VERSIONS = None,
+    beam_arg: _BEAM_ARG = None,
+    settings: _SETTINGS = None,
+) -> None:
+    """Write the file that Vertex AI or Kubeflow runs: for `submit` and `schedule`, or to upload in their pages.
+
+    Machines, service account, Dataflow and more are in the file with settings.
+    """
+    options = {
+        "image": image,
+        "pipeline_root": pipeline_root,
+        "platform": platform,
+        "project": project,
+        "region": region,
+        "kubeflow_host": kubeflow_host,
+        "data": data,
+        "targets": targets,
+        "push_destination": push_destination,
+        "profile": profile,
+        "set": _assignments(changes, "--set", "train.epochs=2"),
+        "floor_db": floor,
+        "warm_start": warm_start,
+        "keep_versions": keep_versions,
+        "beam_args": beam_arg or None,
+    }
+    from pipeline.cloud_settings import CloudSettings
+
+    chosen = CloudSettings.load(options, settings)
+    from pipeline.compile import compile_pipeline
+
+    compiled = compile_pipeline(chosen)
+    compiled.write(output)
+    typer.echo(f"Written to {output}, for {'Vertex AI' if chosen.platform == 'vertex' else 'Kubeflow'}")
+    typer.echo("A run may choose:")
+    for name, parameter in compiled.parameters.items():
+        typer.echo(f"  {name:<17} {parameter.default!s}")
 
 
 @app.command()
@@ -128,12 +186,12 @@ def rollback(
         typer.echo(f"Withdrawn: version {number(replaced)}, which runs will not push again")
 
 
-def _assignments(changes: list[str] | None) -> dict[str, Any] | None:
+def _assignments(changes: list[str] | None, option: str, example: str) -> dict[str, Any] | None:
     from umx_model.errors import InputError
 
     wrong = [change for change in changes or [] if "=" not in change]
     if wrong:
-        raise InputError("\n".join(f"--set {change}: expected NAME=VALUE, as in train.epochs=2" for change in wrong))
+        raise InputError("\n".join(f"{option} {change}: expected NAME=VALUE, as in {example}" for change in wrong))
     return dict(change.split("=", 1) for change in changes) if changes else None
 
 

@@ -178,8 +178,12 @@ def _profile(source: Any, targets: Any, changes: Mapping[str, Any], data: str) -
         changes["model.targets"] = targets
 
     def find_targets() -> list[str]:
-        # A stand-in where `updated` replaces it.
-        return ["named-below"] if "model.targets" in changes else found_targets(data)
+        if "model.targets" in changes:
+            return ["named-below"]  # a stand-in, which `updated` replaces
+        try:
+            return found_targets(data)
+        except InputError as error:
+            raise InputError(f"{error}; where it is not to be seen from here, name the targets (--targets)") from None
 
     return Profile.parse(document, name, find_targets).updated(changes)
 
