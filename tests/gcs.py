@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import email
 import http.client
 import http.server
 import json
@@ -116,6 +117,8 @@ class GcsServer:
             **kept,
             "https_proxy": f"http://127.0.0.1:{self._ports[0]}",
             "CURL_CA_BUNDLE": str(self._certificate),
+            # For Beam, which uses Google's Python library.
+            "REQUESTS_CA_BUNDLE": str(self._certificate),
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "anybody",
             "NO_GCE_CHECK": "true",
             "CUDA_VISIBLE_DEVICES": "-1",
@@ -221,6 +224,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fails:
             self._answer(503, [("Content-Length", "0")], b"")
             return
+        if path == "/batch/storage/v1":
+            self._forward_batch(body)
+            return
         connection = http.client.HTTPConnection("127.0.0.1", gcs._ports[1], timeout=60)
         hop = ("expect", "transfer-encoding", "content-length")
         headers = {name: value for name, value in self.headers.items() if name.lower() not in hop}
@@ -250,6 +256,30 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
         self._answer(response.status, [*fields, ("Content-Length", str(len(content)))], content)
+
+    def _forward_batch(self, body: bytes) -> None:
+        """Answer requests that came as one, which fake-gcs-server does for some kinds only."""
+        head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
+        answers = []
+        for part in email.message_from_bytes(head + body).get_payload():
+            request = part.get_payload()
+            line, _, rest = request.partition("\n")
+            method, url, _ = line.split()
+            fields, _, content = rest.replace("\r\n", "\n").partition("\n\n")
+            kept = [field for field in fields.splitlines() if field.lower().startswith("content-type")]
+            headers = dict(field.split(": ", 1) for field in kept) | {"Host": _HOSTS[0]}
+            connection = http.client.HTTPConnection("127.0.0.1", self.server.gcs._ports[1], timeout=60)
+            connection.request(method, url.removeprefix(f"https://{_HOSTS[0]}"), content.strip().encode(), headers)
+            response = connection.getresponse()
+            said = response.read().decode()
+            connection.close()
+            answers.append(
+                f"--answers\r\nContent-Type: application/http\r\n\r\nHTTP/1.1 {response.status} {response.reason}\r\n"
+                f"Content-Type: application/json; charset=UTF-8\r\nContent-Length: {len(said)}\r\n\r\n{said}\r\n"
+            )
+        content = ("".join(answers) + "--answers--\r\n").encode()
+        fields = [("Content-Type", "multipart/mixed; boundary=answers"), ("Content-Length", str(len(content)))]
+        self._answer(200, fields, content)
 
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _forward  # noqa: N815
 
