@@ -2,6 +2,9 @@
 
 python pipeline_runner.py local --data DIR      on this machine
 python pipeline_runner.py compile               write the file that Vertex AI or Kubeflow runs
+python pipeline_runner.py submit FILE           start a run there
+python pipeline_runner.py runs FILE             see what became of it
+python pipeline_runner.py schedule create ...   start runs regularly
 python pipeline_runner.py lineage VERSION       which data made a pushed version
 python pipeline_runner.py rollback VERSION      serve an earlier version again
 """
@@ -16,6 +19,8 @@ from typing import Annotated, Any
 
 import click
 import typer
+
+from pipeline import remote_commands
 
 _INTERRUPTED = "interrupted; the same command continues where it stopped"
 
@@ -195,8 +200,12 @@ def _assignments(changes: list[str] | None, option: str, example: str) -> dict[s
     return dict(change.split("=", 1) for change in changes) if changes else None
 
 
+remote_commands.register(app)
+
+
 def main() -> int:
     """Run the command line; returns the exit code: 2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM, else 1."""
+    from pipeline.remote import LeftRunning, RemoteError
     from umx_model.errors import InputError
 
     try:
@@ -215,6 +224,10 @@ def main() -> int:
         return _end(f"error: {message} (see --help)", 2) if message else 2  # no command: help has been printed
     except InputError as error:
         return _end(f"error: {error}", 2)
+    except RemoteError as error:
+        return _end(f"failed: {error}", 1)
+    except LeftRunning as notice:
+        return _end(str(notice), 130)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return _end(f"failed: {reason} (UMX_PRO_DEBUG=1 shows where)", 1)
