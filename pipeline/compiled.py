@@ -94,17 +94,21 @@ class CompiledPipeline:
         header = text.split("\n", 1)[0]
         if not header.startswith(_HEADER):
             raise InputError(f"{path}: not written by `pipeline_runner.py compile`; write it with that")
+        damaged = InputError(f"{path}: damaged; compile it again")
         try:
             made = json.loads(header.removeprefix(_HEADER))
-            if made["version"] != __version__:
-                raise InputError(
-                    f"{path}: compiled by version {made['version']}, this is {__version__}; compile it again"
-                )
-            settings = CloudSettings.model_validate(made["settings"])
+            version, settings = str(made["version"]), made["settings"]
+        except (KeyError, TypeError, ValueError):
+            raise damaged from None
+        if version != __version__:
+            raise InputError(f"{path}: compiled by version {version}, this is {__version__}; compile it again")
+        try:
             spec, *rest = yaml.safe_load_all(text)
-            return cls(settings, dict(spec), dict(rest[0]) if rest else {})
-        except (KeyError, TypeError, ValueError, ValidationError, yaml.YAMLError):
-            raise InputError(f"{path}: damaged; compile it again") from None
+            found = cls(CloudSettings.model_validate(settings), dict(spec), dict(rest[0]) if rest else {})
+            found.parameters  # noqa: B018 (raises where they are not whole)
+        except (AttributeError, KeyError, TypeError, ValueError, ValidationError, yaml.YAMLError):
+            raise damaged from None
+        return found
 
     @property
     def name(self) -> str:
@@ -117,7 +121,7 @@ class CompiledPipeline:
         found = self.spec["root"]["inputDefinitions"]["parameters"]
         return {
             name: Parameter(name, entry["parameterType"], entry["defaultValue"], entry["description"])
-            for name, entry in found.items()
+            for name, entry in sorted(found.items())
         }
 
     def parse(self, assignments: Mapping[str, str]) -> dict[str, Any]:

@@ -173,6 +173,7 @@ def local_pipeline(
         root=os.path.join(settings.output, "artifacts"),
         training_folder=os.path.join(settings.output, "training"),
         metadata_connection_config=metadata_connection_config,
+        beam_args=settings.beam_args,
     )
 
 

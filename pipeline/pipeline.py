@@ -6,6 +6,7 @@ SampleGen -> StatisticsGen -> ImportSchemaGen -> ExampleValidator -+
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from components.evaluator.component import Evaluator
 from components.pusher.component import Pusher
 from components.sample_gen.component import SampleGen
 from components.trainer.component import Trainer
+from components.trainer.custom_job import WorkerPool
 from data_schema.index import SCHEMA_FILE
 from pipeline.settings import RunSettings
 
@@ -64,8 +66,9 @@ def create_pipeline(
     root: str,
     training_folder: str,
     metadata_connection_config: metadata_store_pb2.ConnectionConfig | None = None,
+    beam_args: Sequence[str] = (),
     resolve_baseline: bool = False,
-    custom_job: None = None,
+    custom_job: WorkerPool | None = None,
 ) -> Pipeline:
     """Wire the components.
 
@@ -75,6 +78,7 @@ def create_pipeline(
         root: folder for what components make.
         training_folder: for checkpoints of a training that has not finished.
         metadata_connection_config: where the record of runs is kept; None where the platform keeps it.
+        beam_args: Beam's options.
         resolve_baseline: ask the record for the latest blessed model, to compare with where nothing is served.
         custom_job: machines to train on, other than the Trainer's container.
     """
@@ -87,7 +91,14 @@ def create_pipeline(
         anomalies=validator.outputs["anomalies"],
         profile=settings.profile,
         training_folder=training_folder,
-        warm_start_from=choices.push_destination if choices.warm_start else "",
+        # Where to push to is no reason to train again.
+        push_destination=choices.push_destination if choices.warm_start else "",
+        warm_start=choices.warm_start,
+        targets=choices.targets,
+        epochs=choices.epochs,
+        batch_size=choices.batch_size,
+        excerpt_seconds=choices.excerpt_seconds,
+        custom_job=custom_job,
     )
     components = [sample_gen, statistics_gen, schema_gen, validator, trainer]
     baseline_model = None
@@ -121,7 +132,7 @@ def create_pipeline(
         metadata_connection_config=metadata_connection_config,
         components=[*components, evaluator, pusher],
         enable_cache=True,
-        beam_pipeline_args=list(settings.beam_args),
+        beam_pipeline_args=list(beam_args),
     )
 
 

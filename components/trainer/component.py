@@ -1,12 +1,15 @@
 """Trainer: an index of a database in, a model folder out."""
 
 from tfx.dsl.components.base import base_component, executor_spec
+from tfx.orchestration.data_types import RuntimeParameter
 from tfx.types import BaseChannel, Channel, standard_artifacts
 from tfx.types.component_spec import ChannelParameter as Artifacts
 from tfx.types.component_spec import ComponentSpec, ExecutionParameter
 
 from components.code_version import code_version
+from components.trainer import custom_job as custom_job_executor
 from components.trainer import executor
+from components.trainer.custom_job import WorkerPool
 from umx_model.profile import Profile
 
 
@@ -16,7 +19,13 @@ class TrainerSpec(ComponentSpec):
     PARAMETERS = {
         "profile": ExecutionParameter(type=str),
         "training_folder": ExecutionParameter(type=str),
-        "warm_start_from": ExecutionParameter(type=str),
+        "push_destination": ExecutionParameter(type=str),
+        "warm_start": ExecutionParameter(type=int),
+        "targets": ExecutionParameter(type=str, optional=True),
+        "epochs": ExecutionParameter(type=int, optional=True),
+        "batch_size": ExecutionParameter(type=int, optional=True),
+        "excerpt_seconds": ExecutionParameter(type=float, optional=True),
+        "custom_job": ExecutionParameter(type=str, optional=True),
         "code_version": ExecutionParameter(type=str),
     }
     INPUTS = {
@@ -37,16 +46,20 @@ class Trainer(base_component.BaseComponent):
 
     While it trains, checkpoints and logs are in `<training_folder>/<key>`, where the key stands
     for the profile and the state of the database: a training that was stopped continues there
-    when it is run again. The folder is removed when the model has been written.
+    when it is run again. Of a remote folder, what is there is a copy, brought up to date in the background.
+    The folder is removed when the model has been written.
 
     Args:
         examples: index made by SampleGen.
         anomalies: of that index, found by ExampleValidator.
         profile: what to train and how; history and other traces of an earlier training are ignored.
         training_folder: a folder that outlives the run.
-        warm_start_from: folder of served versions: training starts from the weights of the current one, read when
-            it starts, where there is one of the same architecture, targets and sizes. Which one that is does not
-            make a finished training run again. Empty: training starts from random weights.
+        push_destination: folder of served versions.
+        warm_start: whether training starts from the weights of the version that is served when it starts, where
+            there is one of the same architecture, targets and sizes; else from random ones. Which version that is
+            does not make a finished training run again.
+        targets, epochs, batch_size, excerpt_seconds: in place of the profile's; targets comma-separated.
+        custom_job: machines of Vertex AI to train on; None for the one that the component runs on.
     """
 
     SPEC_CLASS = TrainerSpec
@@ -58,7 +71,13 @@ class Trainer(base_component.BaseComponent):
         anomalies: BaseChannel,
         profile: Profile,
         training_folder: str,
-        warm_start_from: str = "",
+        push_destination: str | RuntimeParameter = "",
+        warm_start: bool | RuntimeParameter = False,
+        targets: str | RuntimeParameter | None = None,
+        epochs: int | RuntimeParameter | None = None,
+        batch_size: int | RuntimeParameter | None = None,
+        excerpt_seconds: float | RuntimeParameter | None = None,
+        custom_job: WorkerPool | None = None,
     ) -> None:
         super().__init__(
             TrainerSpec(
@@ -66,7 +85,13 @@ class Trainer(base_component.BaseComponent):
                 anomalies=anomalies,
                 profile=Profile(model=profile.model, train=profile.train).model_dump_json(),
                 training_folder=training_folder,
-                warm_start_from=warm_start_from,
+                push_destination=push_destination,
+                warm_start=int(warm_start) if isinstance(warm_start, bool) else warm_start,
+                targets=targets,
+                epochs=epochs,
+                batch_size=batch_size,
+                excerpt_seconds=excerpt_seconds,
+                custom_job=custom_job.model_dump_json() if custom_job else None,
                 code_version=code_version(
                     "umx_model.profile",
                     "umx_model.model",
@@ -79,5 +104,6 @@ class Trainer(base_component.BaseComponent):
                 ),
                 model=Channel(type=standard_artifacts.Model),
                 model_run=Channel(type=standard_artifacts.ModelRun),
-            )
+            ),
+            custom_executor_spec=executor_spec.ExecutorClassSpec(custom_job_executor.Executor) if custom_job else None,
         )

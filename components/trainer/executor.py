@@ -1,9 +1,11 @@
 """The work of Trainer: refuse anomalies, train where a crash can be resumed, hand over the model."""
 
+import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -15,6 +17,7 @@ from tfx.utils import io_utils
 
 from components.pusher.versions import current_version
 from data_schema.index import read_index
+from umx_model.data.remote import is_remote
 from umx_model.errors import InputError
 from umx_model.model.folder import SAVED_MODEL, WEIGHTS
 from umx_model.profile import FILE_NAME, Profile
@@ -24,7 +27,15 @@ from umx_model.train.warm_start import check_start
 
 _log = logging.getLogger(__name__)
 
-_WORK = ("checkpoints", "logs")
+# Execution properties that take the place of settings of the profile, where they are given.
+_CHANGES = {
+    "targets": "model.targets",
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "excerpt_seconds": "train.excerpt_seconds",
+}
+_LOGS = "logs"
+_WORK = ("checkpoints", _LOGS)
 _MODEL = (FILE_NAME, WEIGHTS, os.path.join(SAVED_MODEL, "saved_model.pb"))
 
 
@@ -45,29 +56,67 @@ class Executor(base_executor.BaseExecutor):
         """
         refuse_anomalies(artifact_utils.get_single_instance(input_dict["anomalies"]))
         examples = artifact_utils.get_single_instance(input_dict["examples"])
-        profile = Profile.parse(exec_properties["profile"])
+        profile = chosen_profile(exec_properties)
         data_version = examples.get_string_custom_property("data_version")
         samples = {
             split: read_index(artifact_utils.get_split_uri([examples], split))
             for split in artifact_utils.decode_split_names(examples.split_names)
         }
+        start = find_start(profile, exec_properties["push_destination"] if exec_properties["warm_start"] else "")
+        folder = os.path.join(exec_properties["training_folder"], training_key(profile, data_version, start))
+        with _working_folder(folder) as (work, backup):
+            train(
+                profile,
+                samples,
+                work,
+                resume=True,
+                data_fingerprint=data_version,
+                backup=backup,
+                start_from=start,
+            )
+            if not is_chief(choose_strategy()):  # several machines run this; one hands the model over
+                return
+            _hand_over(
+                work,
+                artifact_utils.get_single_uri(output_dict["model"]),
+                artifact_utils.get_single_uri(output_dict["model_run"]),
+            )
+            tf.io.gfile.remove(os.path.join(work, WEIGHTS))  # first: what is left if we are stopped here can be resumed
+        tf.io.gfile.rmtree(folder)
 
-        start = find_start(profile, exec_properties["warm_start_from"])
-        work = os.path.join(exec_properties["training_folder"], training_key(profile, data_version, start))
-        train(profile, samples, work, resume=True, data_fingerprint=data_version, start_from=start)
-        if not is_chief(choose_strategy()):  # several machines run this; one hands the model over
-            return
 
-        model = artifact_utils.get_single_instance(output_dict["model"])
-        for name in tf.io.gfile.listdir(work):
-            if name.rstrip("/") not in _WORK:
-                _copy(os.path.join(work, name), os.path.join(model.uri, name))
-        model_run = artifact_utils.get_single_instance(output_dict["model_run"])
-        if tf.io.gfile.isdir(os.path.join(work, "logs")):
-            _copy(os.path.join(work, "logs"), model_run.uri)
-        _require_whole(model.uri)
-        tf.io.gfile.remove(os.path.join(work, WEIGHTS))  # first: what is left if we are stopped here can be resumed
-        tf.io.gfile.rmtree(work)
+def chosen_profile(exec_properties: Mapping[str, Any]) -> Profile:
+    """Return the profile, with what was chosen for this run.
+
+    Raises:
+        InputError: an impossible value.
+    """
+    changes = {name: exec_properties[key] for key, name in _CHANGES.items() if exec_properties.get(key) is not None}
+    return Profile.parse(exec_properties["profile"]).updated(changes)
+
+
+@contextlib.contextmanager
+def _working_folder(folder: str) -> Iterator[tuple[str, str | None]]:
+    """Yield where to train so that it can go on in a folder, and where to keep a copy.
+
+    On this machine that is the folder itself. Checkpoints are not written to a remote one step by step: training
+    would wait for them.
+    """
+    if not is_remote(folder):
+        yield folder, None
+        return
+    with tempfile.TemporaryDirectory(prefix="umx-pro-") as scratch:
+        yield os.path.join(scratch, "model"), folder
+
+
+def _hand_over(work: str, model: str, model_run: str) -> None:
+    """Copy a trained model, and what is left of its training to look at, to where they are recorded."""
+    for name in tf.io.gfile.listdir(work):
+        if name.rstrip("/") not in _WORK and not name.startswith("."):
+            _copy(os.path.join(work, name), os.path.join(model, name))
+    if tf.io.gfile.isdir(os.path.join(work, _LOGS)):
+        _copy(os.path.join(work, _LOGS), model_run)
+    _require_whole(model)
 
 
 def find_start(profile: Profile, destination: str) -> str | None:

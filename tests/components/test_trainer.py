@@ -79,7 +79,8 @@ def test_a_model_that_is_not_whole_is_no_success(
     properties = {
         "profile": Profile(model=ModelProfile(targets=("a",))).model_dump_json(),
         "training_folder": str(tmp_path / "training"),
-        "warm_start_from": "",
+        "push_destination": "",
+        "warm_start": 0,
     }
 
     def run() -> None:
