@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.remote import ENDED, LeftRunning, Platform, RemoteError, Run, Task
+from umx_model.errors import InputError
 
 _STYLES = {"running": "cyan", "succeeded": "green", "failed": "red", "cancelled": "yellow"}
 # What fails at once is told at once; what takes hours is not asked for every second.
@@ -41,6 +42,7 @@ def follow(platform: Platform, run: Run, components: Sequence[str]) -> Run:
 
     Raises:
         LeftRunning: Ctrl-C; the run goes on.
+        InputError: one may no longer ask; the run may go on.
         RemoteError: the platform has failed, or has not answered, for a quarter of an hour.
     """
     try:
@@ -49,6 +51,8 @@ def follow(platform: Platform, run: Run, components: Sequence[str]) -> Run:
         screen = _Screen(components)
         with Live(get_renderable=screen.render, refresh_per_second=2):
             return _watch(platform, run, screen)
+    except InputError as error:  # credentials that have lapsed, for example
+        raise InputError(f"{error}; the run may go on: {run.link}") from None
     except KeyboardInterrupt:
         raise LeftRunning(f"no longer watched; the run goes on: {run.link}") from None
 
@@ -105,14 +109,14 @@ class _Screen:
             return Group(table)
         for task in run.tasks:
             table.add_row(task.name, Text(task.state, _STYLES.get(task.state, "")), _took(task))
-        if run.state not in ENDED:
-            started = {task.name for task in run.tasks}
-            for name in self._components:
-                if name not in started:
-                    table.add_row(Text(name, "dim"), Text("-", "dim"), "")
-        so_far = elapsed(run.created, run.ended)
-        last = Text(f"{run.name}: {run.state}, {so_far}", _STYLES.get(run.state, ""))
-        return Group(table, last, *([Text(self._note, "yellow")] if self._note else []))
+        if run.state in ENDED:
+            return Group(table)
+        started = {task.name for task in run.tasks}
+        for name in self._components:
+            if name not in started:
+                table.add_row(Text(name, "dim"), Text("-", "dim"), "")
+        so_far = Text(f"{run.name}: {run.state}, {elapsed(run.created, '')}")
+        return Group(table, so_far, *([Text(self._note, "yellow")] if self._note else []))
 
 
 def _took(task: Task) -> str:

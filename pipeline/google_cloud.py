@@ -91,7 +91,12 @@ class GoogleCloud:
             return AnonymousCredentials()
         try:
             found, _ = google.auth.default(scopes=[_SCOPE])
-        except DefaultCredentialsError:
+        except DefaultCredentialsError as error:
+            named = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+            if named:
+                raise InputError(
+                    f"GOOGLE_APPLICATION_CREDENTIALS={named}: no usable key ({_sentence(error)})"
+                ) from None
             raise InputError(f"Google Cloud: no credentials; {_LOGIN}") from None
         return found
 

@@ -4,6 +4,7 @@
 # wrong option should not.
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -281,7 +282,7 @@ def _ask() -> None:
 def _outcome(run: Run) -> str:
     from pipeline.following import elapsed
 
-    return "\n".join([f"{run.name}: {run.state} after {elapsed(run.created, run.ended)}", *_reasons(run), run.link])
+    return "\n".join([f"{run.name}: {run.state} after {elapsed(run.created, run.ended)}", *_reasons(run)])
 
 
 def _reasons(run: Run) -> list[str]:
@@ -294,8 +295,9 @@ def _described(schedule: Schedule) -> str:
 
     lines = [f"{schedule.name}: {schedule.cron} ({schedule.time_zone}), {'active' if schedule.active else 'paused'}"]
     if schedule.active:
-        times = Cron.parse(schedule.cron, schedule.time_zone).next_times(3)
-        lines.append(f"next: {', '.join(time.strftime('%a %Y-%m-%d %H:%M %Z') for time in times)}")
+        with contextlib.suppress(InputError):  # somebody wrote something else in the platform's pages
+            times = Cron.parse(schedule.cron, schedule.time_zone).next_times(3)
+            lines.append(f"next: {', '.join(time.strftime('%a %Y-%m-%d %H:%M %Z') for time in times)}")
     return "\n".join([*lines, schedule.link])
 
 

@@ -8,6 +8,7 @@ sent by its service clients.
 from __future__ import annotations
 
 import itertools
+import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -113,10 +114,11 @@ class Vertex:
 
     def find_run(self, run: str) -> Run:
         """Return a run by its id, with its tasks."""
-        job = self._call(
-            self._jobs.get_pipeline_job, name=f"{self._parent}/pipelineJobs/{run}", missing=self._no_run(run)
-        )
-        return self._run(job)
+        missing = f"run {run}: there is none in {self._parent}; `runs` without one lists them"
+        if not re.fullmatch("[a-z0-9-]+", run):
+            raise InputError(missing)
+        name = f"{self._parent}/pipelineJobs/{run}"
+        return self._run(self._call(self._jobs.get_pipeline_job, name=name, missing=missing))
 
     def list_runs(self, limit: int = 20) -> list[Run]:
         """Return runs of this pipeline, newest first, without tasks."""
@@ -300,9 +302,6 @@ class Vertex:
     def _link(self, page: str) -> str:
         settings = self._settings
         return f"{_CONSOLE}/locations/{settings.region}/pipelines/{page}?project={settings.project}"
-
-    def _no_run(self, run: str) -> str:
-        return f"run {run}: there is none in {self._parent}; `runs` without one lists them"
 
 
 def _tasks(job: api.PipelineJob) -> Iterator[Task]:

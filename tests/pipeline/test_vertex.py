@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import google.oauth2.credentials
@@ -287,9 +288,10 @@ def test_no_server(server: VertexServer) -> None:
         Vertex(settings(vertex_endpoint=f"http://127.0.0.1:{port}"), patience=0.3).list_runs()
 
 
-def test_a_run_that_is_not_there(vertex: Vertex) -> None:
-    with pytest.raises(InputError, match=f"^run nothing: there is none in {PARENT}; `runs`"):
-        vertex.find_run("nothing")
+@pytest.mark.parametrize("run", ["nothing", "", "some/thing", "any thing", "../x"])
+def test_a_run_that_is_not_there(vertex: Vertex, run: str) -> None:
+    with pytest.raises(InputError, match=f"^run {run}: there is none in {PARENT}; `runs`"):
+        vertex.find_run(run)
 
 
 def test_no_project_is_named() -> None:
@@ -297,12 +299,23 @@ def test_no_project_is_named() -> None:
         Vertex(settings(project=""))
 
 
-def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     [problem] = Vertex(settings()).check(DATA, DESTINATION)
     assert problem.startswith("Google Cloud: no credentials; run `gcloud auth application-default login`")
+
+
+def test_credentials_that_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    key = tmp_path / "key.json"
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key))
+    for content in (None, "{"):
+        if content is not None:
+            key.write_text(content)
+        [problem] = Vertex(settings()).check(DATA, DESTINATION)
+        assert problem.startswith(f"GOOGLE_APPLICATION_CREDENTIALS={key}: no usable key (")
+        assert "\n" not in problem
 
 
 def test_credentials_that_have_lapsed(server: VertexServer) -> None:
