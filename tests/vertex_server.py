@@ -144,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             with self.server.lock:
                 if failure is None or failure.late:
-                    content = self._route(unquote(parts.path), parse_qs(parts.query), body)
+                    content = self._route(parts.path, parse_qs(parts.query), body)
             if failure is not None:
                 if failure.status == 0:
                     self.close_connection = True
@@ -326,7 +326,7 @@ def _objects(server: VertexServer, found: re.Match[str], query: dict[str, str], 
 
 
 def _image(server: VertexServer, found: re.Match[str], query: dict[str, str], body: str) -> str:
-    name = f"{found['project']}/{found['region']}/{found['repository']}/{found['image']}{found['version']}"
+    name = f"{found['project']}/{found['region']}/{found['repository']}/{unquote(found['image'])}{found['version']}"
     tag = name.replace("/tags/", ":").replace("/versions/", "@")
     if tag not in server.images:
         raise _Refused(404, "Requested entity was not found.")
@@ -370,7 +370,7 @@ _ROUTES = (
     ("GET", r"/storage/v1/b/(?P<bucket>[^/]+)/o", _objects),
     (
         "GET",
-        rf"{_PARENT}/repositories/(?P<repository>[^/]+)/packages/(?P<image>.+)(?P<version>/(tags|versions)/[^/]+)",
+        rf"{_PARENT}/repositories/(?P<repository>[^/]+)/packages/(?P<image>[^/]+)(?P<version>/(tags|versions)/[^/]+)",
         _image,
     ),
 )
