@@ -81,6 +81,9 @@ class CloudSettings(RunSettings):
         "", description="address of Kubeflow Pipelines, as https://kubeflow.example.com/pipeline"
     )
     namespace: str = Field("kubeflow", description="of the runs on Kubeflow")
+    kubeflow_time_zone: str = Field(
+        "UTC", description="that Kubeflow's schedules are in: CRON_SCHEDULE_TIMEZONE of its controller"
+    )
     experiment: str = Field("umx-pro", description="that runs on Kubeflow are grouped under")
     machine: Machine = Field(Machine(), description="of every component that machines does not name")
     machines: dict[str, Machine] = Field(
