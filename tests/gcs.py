@@ -36,7 +36,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-_HOSTS = ("storage.googleapis.com", "www.googleapis.com")
+_HOSTS = ("storage.googleapis.com", "www.googleapis.com", "oauth2.googleapis.com")
+# As `gcloud auth application-default login` writes; asked for a token, oauth2.googleapis.com gives one to anybody.
+_ANYBODY = {"type": "authorized_user", "client_id": "any", "client_secret": "any", "refresh_token": "any"}
 _REPOSITORY = Path(__file__).parent.parent
 
 
@@ -62,6 +64,8 @@ class GcsServer:
         self.resets = 0
         self._folder = folder
         self._certificate = _make_certificate(folder)
+        self._credentials = folder / "credentials.json"
+        self._credentials.write_text(json.dumps(_ANYBODY))
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
         self._ports = (_free_port(), _free_port())
@@ -116,8 +120,10 @@ class GcsServer:
         return {
             **kept,
             "https_proxy": f"http://127.0.0.1:{self._ports[0]}",
+            "no_proxy": "localhost,127.0.0.1",  # Beam's workers are asked through gRPC
             "CURL_CA_BUNDLE": str(self._certificate),
             # For Beam, which uses Google's Python library.
+            "GOOGLE_APPLICATION_CREDENTIALS": str(self._credentials),
             "REQUESTS_CA_BUNDLE": str(self._certificate),
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "anybody",
             "NO_GCE_CHECK": "true",
@@ -223,6 +229,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             fails, gcs.failures = gcs.failures > 0, max(0, gcs.failures - 1)
         if fails:
             self._answer(503, [("Content-Length", "0")], b"")
+            return
+        if path == "/token":
+            content = json.dumps({"access_token": "anybody", "expires_in": 3600, "token_type": "Bearer"}).encode()
+            fields = [("Content-Type", "application/json"), ("Content-Length", str(len(content)))]
+            self._answer(200, fields, content)
             return
         if path == "/batch/storage/v1":
             self._forward_batch(body)

@@ -187,7 +187,6 @@ class TestOnVertex:
             **SETTINGS,
             "data": "gs://bucket/music",
             "pipeline_root": "gs://bucket/runs",
-            "beam_args": ["--no_auth"],
         }
         pipeline = compile_pipeline(CloudSettings.load(settings, environment={}))
         return PlatformRun(pipeline, tmp_path_factory.mktemp("disks"), {**gcs.environment(), "HOME": "/nonexistent"})
