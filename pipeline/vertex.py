@@ -26,7 +26,7 @@ from pipeline.cloud_settings import CloudSettings
 from pipeline.compiled import CompiledPipeline
 from pipeline.cron import Cron, split_vertex
 from pipeline.google_cloud import VERTEX, GoogleCloud
-from pipeline.remote import Run, Schedule, State, Task
+from pipeline.remote import RemoteError, Run, Schedule, State, Task
 from pipeline.vertex_checks import bucket_problems, image_problems, place_problems
 from umx_model.errors import InputError
 
@@ -105,12 +105,11 @@ class Vertex:
         job_id = f"{pipeline.name}-{now}-{secrets.token_hex(2)}"
         job = self._job(pipeline.spec, parameters)
         job.display_name = name or job_id
-        created = self._call(
-            self._create,
-            request={"parent": self._parent, "pipeline_job": job, "pipeline_job_id": job_id},
-            missing=self._nowhere,
-        )
-        return self._run(created)
+        request = {"parent": self._parent, "pipeline_job": job, "pipeline_job_id": job_id}
+        try:
+            return self._run(self._call(self._create, request=request, missing=self._nowhere))
+        except RemoteError as error:
+            raise RemoteError(f"{error}; `runs` shows whether {job_id} was started all the same") from None
 
     def find_run(self, run: str) -> Run:
         """Return a run by its id, with its tasks."""

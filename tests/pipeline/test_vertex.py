@@ -230,9 +230,17 @@ FORBIDDEN = "Permission 'aiplatform.pipelineJobs.create' denied on resource."
         (Failure("POST", "", 404), InputError, "there is no project a-project with region us-central1; compile with"),
         (Failure("POST", "", 400, "Bad\n  machine"), InputError, "^Vertex AI refuses: Bad machine$"),
         (Failure("POST", "", 429, "Quota exceeded"), RemoteError, "too many requests, or a quota .*Quota exceeded"),
-        (Failure("POST", "", 500, "Internal"), RemoteError, "^Vertex AI failed: Internal; try again later$"),
-        (Failure("POST", "", 503, "x" * 1000), RemoteError, "^Vertex AI failed: x{300}...; try again later$"),
-        (Failure("POST", "", 0), RemoteError, "^Vertex AI: cannot be reached; check the network and the region$"),
+        (
+            Failure("POST", "", 500, "Internal"),
+            RemoteError,
+            "^Vertex AI failed: Internal; try again later; `runs` shows whether umx-",
+        ),
+        (Failure("POST", "", 503, "x" * 1000), RemoteError, "^Vertex AI failed: x{300}...; try again later; "),
+        (
+            Failure("POST", "", 0),
+            RemoteError,
+            "^Vertex AI: cannot be reached; check the network and the region; ",
+        ),
     ],
 )
 def test_a_failure_is_one_line(
