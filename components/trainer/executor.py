@@ -54,6 +54,7 @@ class Executor(base_executor.BaseExecutor):
             InputError: the index has anomalies, or its samples do not fit the profile.
             RuntimeError: the model folder is not whole.
         """
+        strategy = choose_strategy()  # several machines must find each other before any other TensorFlow operation
         refuse_anomalies(artifact_utils.get_single_instance(input_dict["anomalies"]))
         examples = artifact_utils.get_single_instance(input_dict["examples"])
         profile = chosen_profile(exec_properties)
@@ -74,7 +75,7 @@ class Executor(base_executor.BaseExecutor):
                 backup=backup,
                 start_from=start,
             )
-            if not is_chief(choose_strategy()):  # several machines run this; one hands the model over
+            if not is_chief(strategy):  # one hands the model over
                 return
             _hand_over(
                 work,
