@@ -184,8 +184,9 @@ class Cron:
 
     def _not_in(self, zone: str, reason: str) -> InputError:
         return InputError(
-            f"--time-zone {self.time_zone}: this Kubeflow keeps the time of {zone}, and {reason}; "
-            f"give the times in {zone} (--time-zone {zone}), or have its administrator set CRON_SCHEDULE_TIMEZONE"
+            f"--time-zone {self.time_zone}: this Kubeflow keeps the time of {zone}, and {reason}; give the times "
+            f"in {zone} (--time-zone {zone}), or have its administrator set CRON_SCHEDULE_TIMEZONE, and name that as "
+            "kubeflow_time_zone in the settings that you compile with"
         )
 
 

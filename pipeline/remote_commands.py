@@ -117,8 +117,9 @@ def create_schedule(
     platform = connect(pipeline.settings)
     if not no_check:
         _check(platform, pipeline, parameters)
+    created = platform.create_schedule(pipeline, parameters, name, cron, time_zone)
     _show_estimate(pipeline, parameters)
-    typer.echo(_described(platform.create_schedule(pipeline, parameters, name, cron, time_zone)))
+    typer.echo(_described(created))
 
 
 @schedule_app.command("list")

@@ -8,6 +8,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from vertex_server import Bucket, Failure, VertexServer
 
 import pipeline_runner
 from pipeline import following
+from pipeline.kubeflow import Kubeflow
 from pipeline.vertex import Vertex
 from tests.pipeline.compiled_pipelines import compiled
 from umx_model.data.track_folder import database_fingerprint
@@ -351,6 +353,21 @@ def test_schedules_that_cannot_be(
     assert errors.startswith(f"umx-pro: error: {expected}")
     assert errors.count("\n") == 1
     assert server.requests == []
+
+
+def test_a_file_for_kubeflow_goes_there(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Kubeflow.__init__, "__kwdefaults__", {"timeout": 10, "patience": 0.2})
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    file = str(tmp_path / "umx_pro.yaml")
+    compiled(platform="kubeflow", kubeflow_host=f"http://127.0.0.1:{port}").write(file)
+    code, _, errors = run("runs", file)
+    assert code == 1
+    assert errors.startswith(f"umx-pro: failed: Kubeflow: http://127.0.0.1:{port} cannot be reached")
+    times = ("--cron", "0 3 * * 1", "--time-zone", "Europe/Berlin")
+    code, output, errors = run("schedule", "create", file, "weekly", *times, "--no-check")
+    assert (code, output) == (2, "")
+    assert "this Kubeflow keeps the time of UTC" in errors
 
 
 class Terminal:
