@@ -17,7 +17,7 @@ _IMAGE = re.compile(
 # Buckets that are in more than one region: https://cloud.google.com/storage/docs/locations
 _MULTI_REGIONS = {
     "US": r"us-.*",
-    "EU": r"europe-(?!west2$|west6$|west12$).*",
+    "EU": r"europe-(?!west2$|west6$).*",
     "ASIA": r"asia-.*",
     "NAM4": r"us-(central1|east1)",
     "EUR4": r"europe-(north1|west4)",
