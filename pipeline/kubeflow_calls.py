@@ -145,6 +145,10 @@ class Calls:
         reason = getattr(error, "reason", None) or error
         if isinstance(error, urllib3.exceptions.LocationValueError):
             return InputError(f"kubeflow_host: {self.host} is no address; expected https://HOST or http://HOST:PORT")
+        if isinstance(reason, urllib3.exceptions.SSLError):
+            return RemoteError(
+                f"Kubeflow: no secure connection to {self.host}; check its certificate, and whether it is http://"
+            )
         if isinstance(reason, urllib3.exceptions.TimeoutError) and not isinstance(
             reason, urllib3.exceptions.NewConnectionError
         ):
@@ -175,8 +179,6 @@ class Calls:
             return InputError(f"Kubeflow: there is one of this name; choose another{reason}")
         if error.status == 429:
             return RemoteError(f"Kubeflow: too many requests; try again later{reason}")
-        if error.status == 0:  # TLS
-            return RemoteError(f"Kubeflow: no secure connection to {self.host}; check its certificate{reason}")
         if 400 <= error.status < 500:
             return InputError(f"Kubeflow refuses: {said}")
         return RemoteError(f"Kubeflow failed: {said or error.reason}; try again later{_doubt(repeat)}")

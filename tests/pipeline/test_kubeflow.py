@@ -354,6 +354,12 @@ def test_nobody_listens() -> None:
             connect(address).list_runs()
 
 
+def test_no_secure_connection(server: KubeflowServer) -> None:
+    address = server.address.replace("http://", "https://")
+    with pytest.raises(RemoteError, match=f"^Kubeflow: no secure connection to {address}; check its certificate"):
+        connect(address).list_runs()
+
+
 def test_no_address() -> None:
     with pytest.raises(InputError, match="^kubeflow_host: none named; compile with --kubeflow-host"):
         connect("")
