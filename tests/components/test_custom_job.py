@@ -16,6 +16,7 @@ from typing import Any
 
 import helpers
 import pytest
+from gcs import GcsServer
 from google.cloud.aiplatform_v1.types import CustomJob
 from tensorflow_metadata.proto.v0 import anomalies_pb2
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
@@ -345,6 +346,43 @@ def test_command_of_the_job_trains_on_two_machines(inputs: dict, tmp_path: Path)
     assert profile.made_with["devices"].startswith("2 x CPU")
     assert Path(made["model"][0].uri, "saved_model", "saved_model.pb").exists()
     assert list((tmp_path / "training").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_training_goes_on_elsewhere_after_its_machine_was_taken_away(inputs: dict, tmp_path: Path) -> None:
+    """Checkpoints are copied to a bucket; a machine that has nothing goes on from there."""
+    chosen = {name: value for name, value in properties(tmp_path, "").items() if name != "custom_job"}
+    chosen |= {"training_folder": "gs://bucket/training", "epochs": 40}
+    made = outputs(tmp_path)
+    made["model"][0].uri, made["model_run"][0].uri = "gs://bucket/model", "gs://bucket/model_run"
+    command = custom_job.container_command(inputs, made, chosen)
+    (tmp_path / "gcs").mkdir()
+    with GcsServer(tmp_path / "gcs") as gcs:
+        gcs.create_bucket("bucket")
+
+        def start(machine: str) -> subprocess.Popen[str]:
+            (tmp_path / machine).mkdir()
+            environment = {**gcs.environment(), "TMPDIR": str(tmp_path / machine)}
+            pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            return subprocess.Popen([sys.executable, *command[1:]], env=environment, cwd=tmp_path / machine, **pipes)
+
+        process, deadline = start("first"), time.monotonic() + 120
+        while not any(name.endswith(".index") for name in gcs.list("bucket", "training/")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=30)
+        assert process.returncode == 143, said
+        process = start("second")
+        said, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, said
+        profile = Profile.parse(gcs.download("bucket", "model/profile.json"))
+        assert [entry["epoch"] for entry in profile.history] == list(range(1, 41))
+        assert "model/saved_model/saved_model.pb" in gcs.list("bucket", "model/")
+        assert any("events.out" in name for name in gcs.list("bucket", "model_run/"))
+        assert gcs.list("bucket", "training/") == {}
+        assert not list(tmp_path.glob("second/umx-pro-*"))
 
 
 def free_port() -> int:
