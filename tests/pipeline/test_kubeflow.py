@@ -344,6 +344,7 @@ def test_slow_answers(server: KubeflowServer) -> None:
     with pytest.raises(RemoteError, match="did not answer within 0.2 s; check the address"):
         connect(server.address, timeout=0.2).list_runs()
     assert time.monotonic() - started < 2
+    assert len(server.requests) == 1
 
 
 def test_nobody_listens() -> None:
