@@ -3,8 +3,8 @@
     python -m components.container --executor_class_path NAME --json_serialized_invocation_args JSON [Beam's options]
     python -m components.container --executor_class_path=NAME --inputs=JSON --outputs=JSON --exec-properties=JSON
 
-The work is TFX's `kubeflow_v2_run_executor`, and on machines of a custom job its `run_executor`. What a run ends with, and what it writes, is for people who read logs in
-a browser:
+The work is TFX's `kubeflow_v2_run_executor`, and on machines of a custom job its `run_executor`. What a run ends with,
+and what it writes, is for people who read logs in a browser:
 
     exit code 0     done
     exit code 1     failed; a mistake in the input is `umx-pro: error: ...` and no more, anything else has its traceback

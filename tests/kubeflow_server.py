@@ -60,6 +60,7 @@ class KubeflowServer(ThreadingHTTPServer):
         failures: to answer with; the first that fits counts.
         delay: seconds before each answer.
         page: how many items a list has at most.
+        state: of new runs.
     """
 
     daemon_threads = True
@@ -76,6 +77,7 @@ class KubeflowServer(ThreadingHTTPServer):
         self.failures: list[Failure] = []
         self.delay = 0.0
         self.page = 2
+        self.state = "PENDING"
         self.lock = threading.Lock()
 
     @contextmanager
@@ -221,7 +223,7 @@ def _create_run(server: KubeflowServer, found: re.Match[str], query: dict[str, s
     run = _parse("V2beta1Run", body)
     _check(server, run)
     # What has not ended yet did so in 1970.
-    return _add(server.runs, {**run, "state": "PENDING", "finished_at": "1970-01-01T00:00:00Z"}, "run_id")
+    return _add(server.runs, {**run, "state": server.state, "finished_at": "1970-01-01T00:00:00Z"}, "run_id")
 
 
 def _create_schedule(server: KubeflowServer, found: re.Match[str], query: dict[str, str], body: str) -> Any:

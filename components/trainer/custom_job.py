@@ -156,11 +156,9 @@ class _Jobs:
         from google.api_core.exceptions import GoogleAPICallError
         from google.auth.exceptions import GoogleAuthError
 
+        request = {"parent": self._parent, "custom_job": job}
         try:
-            name = (
-                self._find(key)
-                or self._client.create_custom_job(parent=self._parent, custom_job=job, timeout=_ANSWER_SECONDS).name
-            )
+            name = self._find(key) or self._client.create_custom_job(request, timeout=_ANSWER_SECONDS).name
         except (GoogleAPICallError, GoogleAuthError) as error:
             raise InputError(
                 f"{self._parent}: Vertex AI does not take the training as a custom job ({_first_line(error)}); look at "
