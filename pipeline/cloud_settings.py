@@ -71,7 +71,7 @@ class CloudSettings(RunSettings):
     image: str = Field(min_length=1, description="container image that every component runs in, with its registry")
     gpu_image: str = Field("", description="the Trainer's, where it has a GPU; image if empty")
     pipeline_root: str = Field(
-        min_length=1, description="folder for what runs make: gs://BUCKET/FOLDER, or on Kubeflow a mounted path"
+        min_length=1, description="folder for what runs make: gs://BUCKET/FOLDER, on Kubeflow also s3://"
     )
     project: str = Field("", description="Google Cloud project; Vertex AI and Dataflow need it")
     region: str = Field("us-central1", description="of Vertex AI and Dataflow; the bucket should be there, too")
@@ -127,6 +127,9 @@ class CloudSettings(RunSettings):
                 )
         if vertex and not self.pipeline_root.startswith("gs://"):
             raise ValueError(f"pipeline_root: Vertex AI writes to gs:// only, found {self.pipeline_root}")
+        # kubeflow/pipelines, backend/src/v2/objectstore/config.go; minio:// is not known to TensorFlow.
+        if not self.pipeline_root.startswith(("gs://", "s3://")):
+            raise ValueError(f"pipeline_root: Kubeflow writes to gs:// or s3:// only, found {self.pipeline_root}")
         for machine in (self.machine, *self.machines.values()):
             if machine.gpu and ("/" in machine.gpu) == vertex:
                 expected = (

@@ -35,7 +35,7 @@ _STATES: dict[str, State] = {
     "CANCELED": "cancelled",
     "PAUSED": "waiting",
 }
-_ROOTS = ("gs://", "s3://", "minio://", "/")
+_PLACES = ("gs://", "s3://", "/")
 _PAGE = 100
 
 
@@ -63,15 +63,14 @@ class Kubeflow:
 
         Folders are not looked at: who may read them is the cluster's credentials' affair, which are not ours.
         """
-        folders = {"pipeline_root": self._settings.pipeline_root, "push_destination": push_destination}
-        problems = [
-            f"{name}: {folder} is no place that Kubeflow can write to; expected gs://..., s3://..., minio://... or a "
-            "mounted path, as /mnt/..."
-            for name, folder in folders.items()
-            if not folder.startswith(_ROOTS)
-        ]
-        if not data.startswith((*_ROOTS, "https://", "http://")):
-            problems.append(f"data: {data} is no place that Kubeflow can read; expected gs://... or a mounted path")
+        problems = []
+        if not push_destination.startswith(_PLACES):
+            problems.append(
+                f"push_destination: {push_destination} is no place that components can write to; expected gs://..., "
+                "s3://... or a mounted path, as /mnt/..."
+            )
+        if not data.startswith((*_PLACES, "https://", "http://")):
+            problems.append(f"data: {data} is no place that components can read; expected gs://... or a mounted path")
         try:
             self._call(lambda client: client.healthzs.get_healthz())
             self._find_experiment()

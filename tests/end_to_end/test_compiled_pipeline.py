@@ -1,7 +1,7 @@
 """The compiled pipeline, run for real: each container's command as a process, in the order of the tasks.
 
-Kubeflow's variant runs in a mounted folder, that for Vertex AI in a bucket (a real server process), where it is
-resolvers that know what was blessed.
+Kubeflow's variant runs in a folder, that for Vertex AI in a bucket (a real server process), where it is resolvers that
+know what was blessed.
 """
 
 from __future__ import annotations
@@ -70,8 +70,10 @@ class TestOnKubeflow:
     @pytest.fixture(scope="class")
     def platform(self, data: Path, tmp_path_factory: pytest.TempPathFactory) -> PlatformRun:
         folder = tmp_path_factory.mktemp("kubeflow")
-        settings = {**SETTINGS, "platform": "kubeflow", "data": str(data), "pipeline_root": str(folder / "root")}
-        pipeline = compile_pipeline(CloudSettings.load(settings, environment={}))
+        options = {**SETTINGS, "platform": "kubeflow", "data": str(data), "pipeline_root": "gs://bucket/root"}
+        settings = CloudSettings.load(options, environment={})
+        # In a folder, which Kubeflow would not take: a bucket is what the tests for Vertex AI have.
+        pipeline = compile_pipeline(settings.model_copy(update={"pipeline_root": str(folder / "root")}))
         return PlatformRun(pipeline, folder / "disks", environment())
 
     def serving(self, platform: PlatformRun) -> Path:

@@ -242,6 +242,7 @@ class TestBeam:
         ({"data": "/music"}, "data: /music is on this machine, which Vertex AI does not see; expected gs://"),
         ({"data": "music", **ON_KUBEFLOW}, "data: expected gs://... or a path that containers see"),
         ({"pipeline_root": "s3://bucket/runs"}, "pipeline_root: Vertex AI writes to gs:// only"),
+        ({"pipeline_root": "/mnt/runs", **ON_KUBEFLOW}, "pipeline_root: Kubeflow writes to gs:// or s3:// only"),
         ({"platform": "airflow"}, "platform: Input should be 'vertex' or 'kubeflow'"),
         ({"image": ""}, "image: "),
         ({"machines": {"Trainr": {}}}, "machines: Trainr: no such component; there are SampleGen"),

@@ -400,13 +400,12 @@ def test_a_cookie(server: KubeflowServer, tmp_path: Path) -> None:
 def test_a_check_finds_nothing_wrong(server: KubeflowServer, kubeflow: Kubeflow) -> None:
     assert kubeflow.check(DATA, DESTINATION) == []
     assert not server.experiments
-    assert connect(server.address, pipeline_root="/mnt/runs").check("/mnt/music", "/mnt/serving") == []
+    assert kubeflow.check("/mnt/music", "/mnt/serving") == []
 
 
 def test_a_check_says_what_is_wrong(server: KubeflowServer) -> None:
     server.failures.append(Failure("GET", "/experiments", 403))
-    root, destination, data, permission = connect(server.address, pipeline_root="hdfs://a/b").check("music", "serving")
-    assert root.startswith("pipeline_root: hdfs://a/b is no place that Kubeflow can write to; expected gs://")
+    destination, data, permission = connect(server.address).check("music", "serving")
     assert destination.startswith("push_destination: serving is no place")
-    assert data.startswith("data: music is no place that Kubeflow can read; expected")
+    assert data.startswith("data: music is no place that components can read; expected")
     assert permission.startswith("Kubeflow: no permission in the namespace kubeflow")
