@@ -200,7 +200,7 @@ from umx_model.train import loop, steps
 from umx_model.train.run import Run
 from umx_model.train.trainer import train
 
-where, profile, root, output = sys.argv[1:]
+where, profile, root, output, backup = sys.argv[1:]
 calls = []
 
 def hold_up():
@@ -230,7 +230,7 @@ if where == "step":
     steps.Steps.compile_train = compile_slowly
 else:
     loop.readable = read_slowly
-train(Profile.read(profile), root, output, quiet=True)
+train(Profile.read(profile), root, output, quiet=True, backup=backup)
 """
 
 
@@ -239,7 +239,7 @@ train(Profile.read(profile), root, output, quiet=True)
 def test_sigterm_saves_while_python_is_held_up(root: Path, tmp_path: Path, where: str) -> None:
     profile = Profile.parse(PROFILE).updated({"train.checkpoint_minutes": 60.0})
     profile.write(tmp_path)
-    arguments = [where, str(tmp_path / "profile.json"), str(root), str(tmp_path / "model")]
+    arguments = [where, *map(str, (tmp_path / "profile.json", root, tmp_path / "model", tmp_path / "backup"))]
     process = subprocess.Popen(
         [sys.executable, "-c", HELD_UP, *arguments],
         cwd=Path(__file__).parents[2],
@@ -252,7 +252,8 @@ def test_sigterm_saves_while_python_is_held_up(root: Path, tmp_path: Path, where
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143
     assert "SIGTERM" in process.communicate()[1]
-    assert tensors(tmp_path / "model" / "checkpoints")[1]["step"] == 3
+    for folder in ("model", "backup"):
+        assert tensors(tmp_path / folder / "checkpoints")[1]["step"] == 3
     # What it left goes on as if it had not been: the first three steps are those of another training.
     train(profile.updated({"train.epochs": 1}), root, tmp_path / "model", resume=True, quiet=True)
     train(profile.updated({"train.epochs": 1}), root, tmp_path / "other", quiet=True)

@@ -147,6 +147,11 @@ class Backup:
         if minutes * 60 > _SLOW_SECONDS:
             self._warn(f"a copy has been underway for {minutes:.0f} minutes")
 
+    def hurry(self) -> None:
+        """Have the folder copied as it is now, and wait for it as a training that was stopped does."""
+        self.request()
+        self._wait(_STOP_SECONDS)
+
     def _take_snapshot(self) -> str:
         """Hold on to all files as they are, without copying them."""
         self._snapshots += 1

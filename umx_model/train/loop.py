@@ -70,7 +70,7 @@ class Loop:
             self._summaries.close()
 
     def rescue(self) -> None:
-        """Save from another thread what the main one, held up by a step or by reading, has not saved."""
+        """Save from another thread what the main one, held up by a step or by reading, has not saved; back it up."""
         run, copy = self._run, self._before_step
         if run.lock.acquire(blocking=copy is None):  # otherwise a long step is underway
             try:
@@ -79,6 +79,8 @@ class Loop:
                 run.lock.release()
         elif copy is not None and not run.holds(copy):
             run.checkpoints.save_copy(copy)
+        if run.backup is not None:
+            run.backup.hurry()
 
     def _batches(self) -> Any:
         run = self._run
