@@ -22,7 +22,7 @@ import typer
 
 from pipeline import remote_commands
 
-_INTERRUPTED = "interrupted; the same command continues where it stopped"
+_GOES_ON = "; the same command continues where it stopped"
 
 _DATA = Annotated[str | None, typer.Option(help="Database: a folder with train/ and valid/.")]
 _TARGETS = Annotated[str | None, typer.Option(help="Comma-separated. [default: as found in the database]")]
@@ -208,16 +208,18 @@ def main() -> int:
     from pipeline.remote import LeftRunning, RemoteError
     from umx_model.errors import InputError
 
+    # Of the others, Ctrl-C leaves nothing behind, or they say themselves what goes on without them.
+    interrupted = "interrupted" + (_GOES_ON if "local" in sys.argv[1:2] else "")
     try:
         # The value is an exit code where a command ended early: after --help, or Ctrl-C, which typer swallows.
         code = app(prog_name="pipeline_runner.py", standalone_mode=False) or 0
-        return _end(_INTERRUPTED, code) if code == 130 else code
+        return _end(interrupted, code) if code == 130 else code
     except (KeyboardInterrupt, click.Abort):
-        return _end(_INTERRUPTED, 130)
+        return _end(interrupted, 130)
     except SystemExit as stop:
         if stop.code != 143:  # SIGTERM
             raise
-        return _end("terminated; the same command continues where it stopped", 143)
+        return _end("terminated" + _GOES_ON, 143)
     except click.UsageError as error:
         # What is replaced is a slip of typer's with click 8.2.
         message = error.format_message().rstrip(".").replace(" (env var: 'None')", "")
