@@ -49,6 +49,8 @@ def test_settings_from_text():
         ("model", "dropout", 1, "model.dropout"),
         ("train", "excerpt_seconds", 0, "train.excerpt_seconds: .*found 0"),
         ("train", "gain_range", [2, 1], "gain_range must be"),
+        ("train", "speed_range", [2, 1], "speed_range must be"),
+        ("train", "speed_range", [0, 1], "speed_range must be"),
         ("train", "learning_rate", float("nan"), "train.learning_rate"),
         ("train", "epochs", 0, "train.epochs"),
         ("train", "epochs", True, "train.epochs: .*integer .found True"),
@@ -89,3 +91,20 @@ def test_targets_are_asked_for_where_none_are_named(document):
     assert Profile.parse(document, find_targets=lambda: ["a", "b"]).model.targets == ("a", "b")
     named = PROFILE.model_dump(mode="json")
     assert Profile.parse(named, find_targets=lambda: ["a", "b"]) == PROFILE
+
+
+def test_one_objective():
+    with pytest.raises(InputError, match="floor_db is an objective of its own"):
+        PROFILE.updated({"train.floor_db": -30.0, "train.sdr_weight": 10.0})
+
+
+def test_normalized_level_needs_all_frames():
+    with pytest.raises(InputError, match="normalize_level needs all frames"):
+        PROFILE.updated({"model.normalize_level": True, "model.unidirectional": True})
+
+
+def test_what_the_fastest_excerpt_takes_of_a_sample():
+    settings = PROFILE.updated({"train.excerpt_seconds": 4.0}).train
+    assert settings.read_seconds == 4.0
+    for speeds, seconds in (((0.5, 0.9), 4.0), ((0.8, 1.25), 5.0)):
+        assert settings.model_copy(update={"speed_range": speeds}).read_seconds == seconds

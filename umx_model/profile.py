@@ -59,6 +59,9 @@ class ModelProfile(_Settings):
         False, description="average between the filters, as X-UMX does, so that targets learn jointly"
     )
     niter: StrictInt = Field(1, ge=0, description="EM iterations when separating")
+    normalize_level: bool = Field(
+        False, description="bring mixtures to the level of the training music first, and estimates back"
+    )
     softmask: bool = Field(False, description="start EM from a soft mask instead of the mixture's phase")
     window_frames: StrictInt = Field(300, ge=1, description="frames that EM refines together; bounds its memory")
 
@@ -77,6 +80,10 @@ class ModelProfile(_Settings):
             raise ValueError(f"hop_length must be at most n_fft / 2 = {self.n_fft // 2}, got {self.hop_length}")
         if not self.unidirectional and self.hidden_size % 2:
             raise ValueError(f"hidden_size must be even (half per direction), got {self.hidden_size}")
+        if self.normalize_level and self.unidirectional:
+            raise ValueError(
+                "normalize_level needs all frames of a mixture; unidirectional models do not wait for them"
+            )
         return self
 
     @property
@@ -96,6 +103,11 @@ class TrainProfile(_Settings):
     learning_rate: StrictFloat = Field(1e-3, gt=0, description="Adam's, at the start")
     weight_decay: StrictFloat = Field(1e-5, ge=0, description="L2 factor, coupled (added to the gradients)")
     patience: StrictInt = Field(140, ge=1, description="epochs without a better validation loss before stopping")
+    decay: Literal["plateau", "cosine"] = Field(
+        "plateau",
+        description="of the learning rate: where the validation loss no longer falls, or along half a cosine to 0 "
+        "after the last epoch or minute",
+    )
     plateau_factor: StrictFloat = Field(0.3, gt=0, lt=1, description="learning rate multiplier on a plateau")
     plateau_patience: StrictInt = Field(80, ge=0, description="epochs without improvement that make a plateau")
     plateau_cooldown: StrictInt = Field(10, ge=0, description="epochs to wait after a reduction")
@@ -105,6 +117,12 @@ class TrainProfile(_Settings):
     combination_loss: bool = Field(
         False, description="compare the sums of 1 to N-1 of the N targets (X-UMX), not each target alone"
     )
+    floor_db: StrictFloat | None = Field(
+        None,
+        lt=0,
+        description="judge each excerpt by its error in dB, which from so far below the mixture on counts no more; "
+        "null for the mean of squared errors",
+    )
     sdr_weight: StrictFloat = Field(0.0, ge=0, description="of a loss of waveforms, weighted SDR; 10 in X-UMX")
     precision: Literal["float32", "float16", "bfloat16"] = Field(
         "float32", description="of matrix products while training; weights and saved models are float32 always"
@@ -113,6 +131,12 @@ class TrainProfile(_Settings):
     random_track_mix: bool = Field(True, description="draw each target from an independent sample and start")
     gain_range: tuple[float, float] | None = Field((0.25, 1.25), description="uniform gain per target, or null")
     swap_channels: StrictFloat = Field(0.5, ge=0, le=1, description="probability of swapping left and right per target")
+    silent_targets: StrictFloat = Field(
+        0.0, ge=0, lt=1, description="probability that a target is left out of an excerpt, and its silence to be learnt"
+    )
+    speed_range: tuple[float, float] | None = Field(
+        None, description="random speed per target, pitch and tempo together as on a tape, or null"
+    )
     on_non_finite: Literal["stop", "lower_rate"] = Field(
         "stop",
         description="where the loss is NaN or infinite: stop, or go on from the last good checkpoint with other "
@@ -136,6 +160,24 @@ class TrainProfile(_Settings):
         if gain_range is not None and not 0 <= gain_range[0] <= gain_range[1]:
             raise ValueError(f"gain_range must be [low, high] with 0 <= low <= high, got {list(gain_range)}")
         return gain_range
+
+    @field_validator("speed_range")
+    @classmethod
+    def _speeds_are_possible(cls, speed_range: tuple[float, float] | None) -> tuple[float, float] | None:
+        if speed_range is not None and not 0.25 <= speed_range[0] <= speed_range[1] <= 4:
+            raise ValueError(f"speed_range must be [low, high] with 0.25 <= low <= high <= 4, got {list(speed_range)}")
+        return speed_range
+
+    @model_validator(mode="after")
+    def _one_objective(self) -> TrainProfile:
+        if self.floor_db is not None and (self.combination_loss or self.sdr_weight):
+            raise ValueError("floor_db is an objective of its own; leave out combination_loss and sdr_weight")
+        return self
+
+    @property
+    def read_seconds(self) -> float:
+        """What the fastest excerpt takes of a sample."""
+        return self.excerpt_seconds * max(1.0, self.speed_range[1] if self.speed_range else 1.0)
 
 
 class Profile(_Settings):

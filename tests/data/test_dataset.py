@@ -203,6 +203,63 @@ def test_augmented_targets_are_drawn_gains_times_the_audio_exactly(
         np.testing.assert_array_equal(tf.reduce_sum(excerpt, axis=-1), expected[0] + expected[1])
 
 
+@pytest.mark.parametrize("random_track_mix", [False, True])
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+def test_speed_plays_a_tone_higher_or_lower(tmp_path: Path, subtype: str, random_track_mix: bool) -> None:
+    frequencies = {"vocals": 440.0, "drums": 300.0}
+    for split in ("train", "valid"):
+        folder = tmp_path / split / "a"
+        folder.mkdir(parents=True)
+        for target, frequency in frequencies.items():
+            tone = 0.5 * np.sin(2 * np.pi * frequency * np.arange(RATE) / RATE)
+            sf.write(folder / f"{target}.wav", np.stack([tone, -tone], axis=-1), RATE, subtype=subtype)
+    options = {"gain_range": (0.5, 1.0), "swap_channels": 0.5, "speed_range": (0.5, 2.0)}
+    excerpts = take(tmp_path, 8, random_track_mix=random_track_mix, **options)
+    order = augmentation.sample_order(42, 1, 2 if random_track_mix else 1)
+    for excerpt, (number, samples) in zip(excerpts, order, strict=False):
+        drawn = augmentation.draw(number, samples, 42, tf.constant([RATE], tf.int64), 2000, 2, *options.values())
+        assert (drawn.speeds[0] == drawn.speeds[1]) == (not random_track_mix)
+        for target, frequency in enumerate(frequencies.values()):
+            times = (int(drawn.starts[target]) + float(drawn.speeds[target]) * np.arange(2000)) / RATE
+            tone = 0.5 * float(drawn.gains[target]) * np.sin(2 * np.pi * frequency * times)
+            expected = np.stack([tone, -tone], axis=-1) * (-1 if drawn.swaps[target] else 1)
+            # Where the tone is cut off, the resampler rings.
+            np.testing.assert_allclose(excerpt[200:-200, :, target], expected[200:-200], atol=2e-3)
+
+
+def test_speeds_have_the_promised_distribution() -> None:
+    drawn = draws(3000, speed_range=(0.5, 1.1))
+    octaves = np.log2(drawn.speeds.ravel())
+    assert stats.kstest(octaves, stats.uniform(-1, np.log2(1.1) + 1).cdf).pvalue > 1e-3
+    lengths = np.array([1000, 2000, 5000])[drawn.samples]
+    assert np.all(drawn.starts + np.ceil(900 * drawn.speeds.astype(np.float64)) <= lengths)
+    assert np.all(draws(20).speeds == 1)
+    together = draws(20, random_track_mix=False, speed_range=(0.5, 1.1)).speeds
+    assert np.all(together == together[:, :1])
+    assert len(np.unique(together)) == 20
+
+
+def test_some_targets_are_silent() -> None:
+    drawn = draws(3000, silent_targets=0.2)
+    silent = drawn.gains == 0
+    assert stats.binomtest(int(silent.sum()), silent.size, 0.2).pvalue > 1e-3
+    assert np.abs(np.corrcoef(silent, rowvar=False)[np.triu_indices(3, 1)]).max() < 0.07
+    np.testing.assert_array_equal(drawn.gains[~silent], draws(3000).gains[~silent])
+
+
+def test_other_draws_do_not_depend_on_the_speeds() -> None:
+    lengths = tf.constant([100_000] * 3, tf.int64)
+    plain, fast = draws(20, lengths=lengths), draws(20, lengths=lengths, speed_range=(2.0, 2.0))
+    for name in ("samples", "gains", "swaps"):
+        np.testing.assert_array_equal(getattr(plain, name), getattr(fast, name))
+
+
+def test_a_sample_too_short_for_the_highest_speed(database: Path) -> None:
+    FixedSourcesTrackFolderDataset(database, "train", excerpt_seconds=0.6, speed_range=(0.5, 1.0))
+    with pytest.raises(InputError, match="an excerpt takes 2.4 s"):
+        FixedSourcesTrackFolderDataset(database, "train", excerpt_seconds=0.6, speed_range=(1.0, 4.0))
+
+
 def draws(count: int, **options) -> augmentation.Draw:
     arguments = {
         "seed": 42,

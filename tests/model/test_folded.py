@@ -33,7 +33,15 @@ def expected(model: keras.Model, magnitude: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("compiled_frames", [None, 40])
 @pytest.mark.parametrize(
-    "settings", [{}, {"unidirectional": True}, {"bandwidth": 5000.0}, {"subclassed": True}, {"bridges": True}]
+    "settings",
+    [
+        {},
+        {"unidirectional": True},
+        {"bandwidth": 5000.0},
+        {"subclassed": True},
+        {"bridges": True},
+        {"normalize_level": True},
+    ],
 )
 @pytest.mark.parametrize("batch", [1, 3])
 def test_equals_keras(compiled_frames: int | None, settings: dict[str, object], batch: int) -> None:

@@ -211,3 +211,37 @@ def test_a_name_is_registered_once():
 def test_magnitudes_of_another_shape():
     with pytest.raises(ValueError, match="33 bins, 2 channels"):
         small_layer()(magnitudes(channels=1))
+
+
+def test_level_changes_nothing_where_it_is_normalized():
+    profile = ModelProfile(targets=("a", "b"), n_fft=64, hop_length=32, hidden_size=8, layers=1, normalize_level=True)
+    model = get_joint_spectral_filter(profile)
+    rng = np.random.default_rng(3)
+    magnitude = np.abs(rng.normal(size=[2, 7, 33, 2])).astype(np.float32)
+    moments = magnitude.mean(axis=(0, 1, 3)), magnitude.std(axis=(0, 1, 3))
+    set_input_statistics(model, *moments)
+    estimates = model(magnitude).numpy()
+    np.testing.assert_allclose(model(0.1 * magnitude).numpy(), 0.1 * estimates, rtol=1e-4, atol=1e-6)
+    # Each mixture has a level of its own, and silence around it has no part in it.
+    louder = np.stack([magnitude[0], 5 * magnitude[1]])
+    np.testing.assert_allclose(model(louder).numpy()[0], estimates[0], rtol=1e-5, atol=1e-6)
+    assert np.isfinite(model(0 * magnitude).numpy()).all()
+    # In training random gains do their work.
+    trained = [model(mixtures, training=True).numpy()[0] for mixtures in (magnitude, louder)]
+    assert np.abs(trained[0] - trained[1]).max() > 1e-3
+
+
+def test_music_of_the_training_level_stays_as_it_is():
+    settings = {"targets": ("a",), "n_fft": 64, "hop_length": 32, "hidden_size": 8, "layers": 1}
+    plain = get_joint_spectral_filter(ModelProfile(**settings))
+    normalizing = get_joint_spectral_filter(ModelProfile(**settings, normalize_level=True))
+    magnitude = np.abs(np.random.default_rng(4).normal(size=[1, 50, 33, 2])).astype(np.float32)
+    magnitude[..., 24:, :] = 0  # not read: above the bandwidth
+    moments = magnitude.mean(axis=(0, 1, 3)), magnitude.std(axis=(0, 1, 3))
+    for model in (plain, normalizing):
+        set_input_statistics(model, *moments)
+    weights = {weight.path: weight for weight in plain.weights}
+    for weight in normalizing.weights:
+        if weight.path in weights:
+            weight.assign(weights[weight.path])
+    np.testing.assert_allclose(normalizing(magnitude).numpy(), plain(magnitude).numpy(), rtol=1e-4, atol=1e-6)

@@ -10,6 +10,7 @@ from umx_model.model.stft import STFTLayer
 from umx_model.train.losses import (
     add_weight_decay,
     combination_error,
+    decibel_error,
     magnitudes,
     source_combinations,
     squared_error,
@@ -157,3 +158,27 @@ def test_weight_decay_is_that_of_torch_optim_adam() -> None:
     for g in gradients:
         optimizer.apply_gradients([(tf.constant(g, tf.float32), decoupled)])
     assert np.abs(decoupled.numpy() - expected).max() > 1e-3
+
+
+def test_decibels_of_each_excerpt_and_target() -> None:
+    rng = np.random.default_rng(5)
+    references = rng.uniform(0, 1, (3, 4, 5, 2, 2)).astype(np.float32)
+    mixture = references.sum(axis=-1)
+    # Errors 10 and 40 dB below the mixture: the latter is below the floor, and almost as good as none.
+    noise = rng.normal(size=references.shape) * [10**-0.5, 10**-2]
+    noise *= np.sqrt(np.mean(mixture**2, axis=(1, 2, 3)))[:, None, None, None, None]
+    estimates = (references + noise).astype(np.float32)
+    level = 10 * np.log10(np.mean(mixture**2, axis=(1, 2, 3)))
+    error = 10 * np.log10(np.mean((estimates - references) ** 2, axis=(1, 2, 3)))
+    found = decibel_error(*map(tf.constant, (estimates, references, mixture)), -30.0).numpy()
+    np.testing.assert_allclose(found, 10 * np.log10(10 ** (error / 10) + 10 ** ((level[:, None] - 30) / 10)), rtol=1e-4)
+    assert np.all(np.abs(found[:, 1] - (level - 30)) < 0.6)
+    # A quiet excerpt counts as a loud one does, and silence is no trouble.
+    quiet = decibel_error(*(tf.constant(0.1 * x) for x in (estimates, references, mixture)), -30.0)
+    np.testing.assert_allclose(quiet, found - 20, atol=1e-3)
+    zeros = tf.zeros_like(estimates)
+    with tf.GradientTape() as tape:
+        tape.watch(zeros)
+        silence = decibel_error(zeros, 0 * references, 0 * mixture, -30.0)
+    assert np.all(np.isfinite(silence))
+    np.testing.assert_array_equal(tape.gradient(silence, zeros), zeros)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from umx_model.train.schedule import EarlyStopping, PlateauDecay
+from umx_model.train.schedule import EarlyStopping, PlateauDecay, cosine_decay
 
 
 def rates(plateau: PlateauDecay, losses: list[float], rate: float = 1.0) -> list[float]:
@@ -77,3 +77,14 @@ def test_stops_when_the_best_is_patience_epochs_old() -> None:
 
 def test_nothing_is_better_than_no_loss() -> None:
     assert EarlyStopping(patience=1).best == math.inf
+
+
+def test_half_a_cosine_to_nothing() -> None:
+    rates = [0.002]
+    for epoch in range(8):
+        rates.append(cosine_decay(rates[-1], epoch / 8, (epoch + 1) / 8))
+    assert rates == pytest.approx([0.001 * (1 + math.cos(math.pi * epoch / 8)) for epoch in range(9)])
+    # A rate that was lowered stays lower, and what is trained for longer than was planned stands still.
+    assert cosine_decay(rates[3] / 2, 3 / 8, 4 / 8) == pytest.approx(rates[4] / 2)
+    assert cosine_decay(rates[7], 7 / 8, 1.1) == 0
+    assert cosine_decay(0.0, 1.1, 1.2) == 0

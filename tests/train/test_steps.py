@@ -76,6 +76,19 @@ def test_says_losses_objective_and_the_gradients_norm() -> None:
     assert (result.losses.dtype, result.gradient_norm.dtype) == (np.float64, np.float32)
 
 
+def test_the_objective_in_decibels() -> None:
+    trained = Trained(floor_db=-30.0)
+    stft = STFTLayer(256, 64, center=False)
+    references = np.stack([np.abs(stft(excerpts()[..., target])) for target in (0, 1)], -1)
+    mixture = np.abs(stft(tf.reduce_sum(excerpts(), -1)))
+    estimates = trained.filter(mixture, training=True).numpy()
+    error = np.mean((estimates - references) ** 2, axis=(1, 2, 3)) + 1e-3 * np.mean(mixture**2, axis=(1, 2, 3))[:, None]
+    expected = float(np.sum(10 * np.log10(error)) / 2)
+    results = [trained.step() for _ in range(20)]
+    assert results[0].objective == pytest.approx(expected, rel=1e-4)
+    assert results[-1].objective < results[0].objective - 1
+
+
 def test_the_objective_of_x_umx() -> None:
     trained = Trained(combination_loss=True, sdr_weight=10.0, bridges=True)
     # The estimates' waveforms by SciPy's inverse, which covers what TensorFlow's does.

@@ -326,6 +326,19 @@ def test_the_learning_rate_goes_on_unless_the_profiles_was_changed(
     assert rates(epochs=6, learning_rate=0.02) == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.02, 0.002])
 
 
+def test_a_cosine_brings_the_rate_down_by_the_last_epoch_or_minute(root: Path, tmp_path: Path) -> None:
+    def rates(**settings: Any) -> list[float]:
+        profile = make_profile(excerpts_per_sample=1, decay="cosine", **settings)
+        history = train(profile, root, tmp_path / str(len(settings)), quiet=True).history
+        return [entry["learning_rate"] for entry in history]
+
+    assert rates(epochs=4) == pytest.approx([0.005 * (1 + np.cos(np.pi * epoch / 4)) for epoch in range(4)])
+    by_time = rates(epochs=400, max_minutes=0.05)
+    assert 2 < len(by_time) < 400
+    assert np.all(np.diff(by_time) < 0)
+    assert by_time[-1] < 0.003
+
+
 @pytest.mark.parametrize("where", ["training", "validation"])
 def test_nan_stops_at_once(root: Path, model: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     good, steps_made = weights(model), []

@@ -1,9 +1,11 @@
 """Random draws for training excerpts; `umx_model/data/pieces.py` applies them while it reads.
 
 Open-Unmix's augmentation (`openunmix/data.py`, v1.3.0): each target of an excerpt may come from an
-independent sample and start, is scaled by a uniform gain, and has its left and right channels
-swapped at random; the mixture is their sum. All draws are stateless: those of excerpt number i
-depend on the seed and i alone, so neither parallel reading nor resuming changes an excerpt.
+independent sample and start, is scaled by a uniform gain, and has its left and right channels swapped at
+random; the mixture is their sum. A target may also be played faster or slower, as by a tape, which
+changes its pitch: with little singing to learn from, it makes other voices of it. Or it may be left out
+altogether. All draws are stateless: those of excerpt number i depend on the seed and i alone, so neither
+parallel reading nor resuming changes an excerpt.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ class Draw(NamedTuple):
         starts: int64 `[targets]`, its first sample in the excerpt.
         gains: float32 `[targets]`.
         swaps: bool `[targets]`, whether left and right change places.
+        speeds: float32 `[targets]`, seconds of the sample in a second of the excerpt.
     """
 
     samples: tf.Tensor
     starts: tf.Tensor
     gains: tf.Tensor
     swaps: tf.Tensor
+    speeds: tf.Tensor
 
 
 def sample_order(seed: int, samples: int, sequences: int, first_excerpt: int = 0) -> tf.data.Dataset:
@@ -72,31 +76,46 @@ def draw(
     targets: int,
     gain_range: tuple[float, float] | None,
     swap_channels: float,
+    speed_range: tuple[float, float] | None = None,
+    silent_targets: float = 0.0,
 ) -> Draw:
     """Draw an excerpt.
 
     Args:
         number: int64 scalar, which excerpt of the endless sequence.
-        samples: int64 `[targets]`, from which sample each target is taken, with a start of its own;
-            or `[1]`, one sample and start for all targets.
+        samples: int64 `[targets]`, from which sample each target is taken, with a start and a speed of
+            its own; or `[1]`, one sample, start and speed for all targets.
         seed: of the sequence.
-        lengths: int64 `[samples]`, length of each sample, at least `excerpt_samples`.
+        lengths: int64 `[samples]`, length of each sample, at least `excerpt_samples` at the highest speed.
         excerpt_samples: length of an excerpt.
         targets: how many there are.
         gain_range: lowest and highest gain; None for gains of 1.
         swap_channels: probability of a swap.
+        speed_range: lowest and highest speed, between which its logarithm is uniform; None for 1.
+        silent_targets: probability that a target's gain is 0.
     """
     seeds = tf.random.split(tf.random.fold_in(tf.constant([seed, 1], tf.int64), number), 3)
+    speeds = tf.ones(tf.shape(samples))
+    if speed_range is not None:
+        low, high = np.log(speed_range[0]), np.log(speed_range[1])
+        key = tf.random.fold_in(tf.constant([seed, 2], tf.int64), number)
+        speeds = tf.exp(tf.random.stateless_uniform(tf.shape(samples), key, low, high, alg=_ALGORITHM))
     positions = tf.random.stateless_uniform(tf.shape(samples), seeds[0], dtype=tf.float64, alg=_ALGORITHM)
-    choices = tf.gather(lengths, samples) - excerpt_samples + 1
+    played = tf.cast(tf.math.ceil(tf.cast(speeds, tf.float64) * excerpt_samples), tf.int64)
+    choices = tf.gather(lengths, samples) - played + 1
     starts = tf.minimum(tf.cast(positions * tf.cast(choices, tf.float64), tf.int64), choices - 1)
 
     low, high = gain_range if gain_range is not None else (1.0, 1.0)
     gains = tf.random.stateless_uniform([targets], seeds[1], low, high, alg=_ALGORITHM)
+    if silent_targets:
+        key = tf.random.fold_in(tf.constant([seed, 3], tf.int64), number)
+        gains *= tf.cast(tf.random.stateless_uniform([targets], key, alg=_ALGORITHM) >= silent_targets, tf.float32)
     swaps = tf.random.stateless_uniform([targets], seeds[2], alg=_ALGORITHM) < swap_channels
-    return Draw(tf.broadcast_to(samples, [targets]), tf.broadcast_to(starts, [targets]), gains, swaps)
+    samples, starts, speeds = (tf.broadcast_to(values, [targets]) for values in (samples, starts, speeds))
+    return Draw(samples, starts, gains, swaps, speeds)
 
 
 def unchanged(sample: tf.Tensor, start: tf.Tensor, targets: int) -> Draw:
     """Return what takes all targets from one place, int64 scalars, and leaves them as they are."""
-    return Draw(tf.fill([targets], sample), tf.fill([targets], start), tf.ones([targets]), tf.zeros([targets], tf.bool))
+    ones = tf.ones([targets])
+    return Draw(tf.fill([targets], sample), tf.fill([targets], start), ones, tf.zeros([targets], tf.bool), ones)

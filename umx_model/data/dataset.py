@@ -49,6 +49,8 @@ class FixedSourcesTrackFolderDataset(tf.data.Dataset):
         random_track_mix: take each target of an excerpt from an independent sample and start.
         gain_range: lowest and highest random gain of a target; None for none.
         swap_channels: probability that a target's left and right are swapped (stereo only).
+        speed_range: lowest and highest random speed of a target, which changes its pitch; None for none.
+        silent_targets: probability that a target is left out of an excerpt.
         seed: of the sequence of excerpts.
         first_excerpt: number to start from, to continue an earlier sequence.
         num_parallel_calls: excerpts read at a time; None for one per core, and more from other computers.
@@ -78,6 +80,8 @@ class FixedSourcesTrackFolderDataset(tf.data.Dataset):
         random_track_mix: bool = True,
         gain_range: tuple[float, float] | None = (0.25, 1.25),
         swap_channels: float = 0.5,
+        speed_range: tuple[float, float] | None = None,
+        silent_targets: float = 0.0,
         seed: int = 42,
         first_excerpt: int = 0,
         num_parallel_calls: int | None = None,
@@ -102,8 +106,7 @@ class FixedSourcesTrackFolderDataset(tf.data.Dataset):
             lengths = tf.constant([sample.length for sample in samples], tf.int64)
 
             def read_drawn(drawn: augmentation.Draw, length: tf.Tensor | int) -> tf.Tensor:
-                arguments = (drawn.samples, drawn.starts, tf.cast(length, tf.int64), drawn.gains, drawn.swaps)
-                waveforms = tf.numpy_function(reader.read, arguments, tf.float32)
+                waveforms = tf.numpy_function(reader.read, (tf.cast(length, tf.int64), *drawn), tf.float32)
                 known = length if isinstance(length, int) else None
                 return tf.ensure_shape(waveforms, [known, self.channels, len(self.targets)])
 
@@ -117,6 +120,8 @@ class FixedSourcesTrackFolderDataset(tf.data.Dataset):
                     len(self.targets),
                     gain_range,
                     swap_channels,
+                    speed_range,
+                    silent_targets,
                 )
                 return read_drawn(drawn, excerpt_samples)
 
@@ -127,7 +132,8 @@ class FixedSourcesTrackFolderDataset(tf.data.Dataset):
                 places = tf.data.Dataset.from_tensor_slices(_pieces(samples, excerpt_samples))
                 read: Callable[..., tf.Tensor] = read_piece
             else:
-                if problems := too_short(samples, excerpt_seconds):
+                fastest = max(1.0, speed_range[1]) if speed_range else 1.0
+                if problems := too_short(samples, excerpt_seconds * fastest):
                     raise InputError("\n".join(problems))
                 sequences = len(self.targets) if random_track_mix else 1
                 places = augmentation.sample_order(seed, len(samples), sequences, first_excerpt)

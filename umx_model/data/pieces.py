@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import soxr
 import tensorflow as tf
 
 from umx_model.data import audio
@@ -24,6 +25,8 @@ _IN_PLACE = {
     for container in ("WAV", "WAVEX")
     for encoding, size in (("PCM_16", 2), ("PCM_24", 3), ("FLOAT", 4))
 }
+# Of a change of speed: artefacts lie 100 dB below the music, at a third of the time that the resampler of files takes.
+_SPEED_QUALITY = "MQ"
 # Of a tensor that TensorFlow takes over from NumPy without a copy.
 _ALIGNMENT = 64
 
@@ -59,16 +62,23 @@ class PieceReader:
         return file
 
     def read(
-        self, samples: np.ndarray, starts: np.ndarray, length: np.int64, gains: np.ndarray, swaps: np.ndarray
+        self,
+        length: np.int64,
+        samples: np.ndarray,
+        starts: np.ndarray,
+        gains: np.ndarray,
+        swaps: np.ndarray,
+        speeds: np.ndarray,
     ) -> np.ndarray:
         """Read a piece for each target, and change it as was drawn.
 
         Args:
+            length: of the piece as it is returned.
             samples: int64 `[targets]`, index of the sample that the target is taken from.
             starts: int64 `[targets]`, first sample.
-            length: of the piece.
             gains: float32 `[targets]`, to multiply with.
             swaps: bool `[targets]`, whether left and right change places (stereo only).
+            speeds: float32 `[targets]`, at which it is played; `ceil(length * speed)` samples are read.
 
         Returns:
             float32 `[length, channels, targets]`.
@@ -78,7 +88,10 @@ class PieceReader:
         """
         waveforms = _aligned((int(length), self._channels, len(samples)))
         for target, (sample, start) in enumerate(zip(samples, starts, strict=True)):
-            values, scale = _read(self._file(self._infos[sample][target]), int(start), int(length), self._channels)
+            played = int(np.ceil(float(speeds[target]) * length))
+            values, scale = _read(self._file(self._infos[sample][target]), int(start), played, self._channels)
+            if speeds[target] != 1:
+                values = _play(values, float(speeds[target]), int(length))
             factor = np.float32(gains[target] * scale)
             out = waveforms[..., target]
             if swaps[target] and self._channels == 2:
@@ -88,6 +101,12 @@ class PieceReader:
             else:
                 np.multiply(values, factor, out=out, dtype=np.float32)
         return waveforms
+
+
+def _play(values: np.ndarray, speed: float, length: int) -> np.ndarray:
+    """Return values as float32 `[length, channels]`, played at a speed."""
+    played = soxr.resample(np.asarray(values, np.float32), speed, 1.0, quality=_SPEED_QUALITY)[:length]
+    return np.pad(played, ((0, length - len(played)), (0, 0)))
 
 
 def _locate(info: audio.AudioInfo) -> _File:

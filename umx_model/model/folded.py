@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from umx_model.model.spectral_filter import BLSTMSpectralFilterLayer, JointSpectralFilter
+from umx_model.model.spectral_filter import BLSTMSpectralFilterLayer, JointSpectralFilter, level
 
 
 class _Target(tf.Module):
@@ -110,7 +110,10 @@ class FoldedBLSTM(tf.Module):
         batch, frames = tf.shape(magnitude)[0], tf.shape(magnitude)[1]
         if state is None:
             state = self.initial_state(batch)
-        x = tf.transpose(magnitude[..., : self._max_bin], [1, 0, 2, 3])  # frames first from here on
+        x = magnitude[..., : self._max_bin]
+        if self.profile.normalize_level:
+            x = x / level(x)
+        x = tf.transpose(x, [1, 0, 2, 3])  # frames first from here on
         x = tf.reshape(x, [frames * batch, self.profile.channels * self._max_bin])
         encodings = tf.tanh(tf.nn.bias_add(tf.matmul(x, self._encoders), self._encoder_biases))
         encodings = tf.split(encodings, len(self._targets), axis=1)
@@ -197,11 +200,16 @@ def _recur(
 
 
 def _fold_encoder(layer: BLSTMSpectralFilterLayer) -> tuple[np.ndarray, np.ndarray]:
-    """Return x -> (x + mean) * scale -> dense -> batch norm as one affine map of x, inputs `[channels, max_bin]`."""
+    """Return x -> (x + mean) * scale -> dense -> batch norm as one affine map of x, inputs `[channels, max_bin]`.
+
+    Where the layer normalises the level, x is the input of level 1.
+    """
     weights, bias = _fold(layer.encoder, layer.encoder_norm)
     mean, scale = _array(layer.input_mean)[:, None, None], _array(layer.input_scale)[:, None, None]
     weights = scale * weights.reshape(layer.max_bin, layer.channels, -1)
     bias = bias + np.sum(mean * weights, axis=(0, 1))
+    if layer.normalizes_level:
+        weights = weights * _array(layer.input_level)
     return weights.transpose(1, 0, 2).reshape(layer.channels * layer.max_bin, -1), bias
 
 

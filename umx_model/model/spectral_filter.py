@@ -148,6 +148,8 @@ class BLSTMSpectralFilterLayer(BridgedSpectralFilterLayer):
         bandwidth: Hz; bins above are not read, but the mask covers them.
         unidirectional: causal recurrent layers of `hidden_size` units.
         dropout: rate between recurrent layers while training, fresh for every frame and unit.
+        normalize_level: except in training, bring each mixture to the level of the training music before it is
+            standardised. Masks then do not depend on the level, while in training random gains do their work.
         dtype: policy of the dense layers, such as `mixed_float16`, which a saved model does not keep. The
             input's scaling, batch normalisation, the recurrence and the mask's use are float32 always.
 
@@ -171,6 +173,7 @@ class BLSTMSpectralFilterLayer(BridgedSpectralFilterLayer):
         bandwidth: float = 16000.0,
         unidirectional: bool = False,
         dropout: float = 0.4,
+        normalize_level: bool = False,
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -179,6 +182,8 @@ class BLSTMSpectralFilterLayer(BridgedSpectralFilterLayer):
             raise ValueError(f"hidden_size must be even (half per direction), got {hidden_size}")
         if bandwidth <= 0:
             raise ValueError(f"bandwidth must be above 0 Hz, got {bandwidth}")
+        if normalize_level and unidirectional:
+            raise ValueError("normalize_level needs all frames at once, and unidirectional layers get them one by one")
         self._settings: dict[str, Any] = {
             "channels": channels,
             "n_fft": n_fft,
@@ -188,9 +193,11 @@ class BLSTMSpectralFilterLayer(BridgedSpectralFilterLayer):
             "bandwidth": bandwidth,
             "unidirectional": unidirectional,
             "dropout": dropout,
+            "normalize_level": normalize_level,
         }
         self.bins = n_fft // 2 + 1
         self.channels = channels
+        self.normalizes_level = normalize_level
         frequencies = np.linspace(0, sample_rate / 2, self.bins)
         self.max_bin = int(np.max(np.where(frequencies <= bandwidth)[0])) + 1
 
@@ -220,6 +227,7 @@ class BLSTMSpectralFilterLayer(BridgedSpectralFilterLayer):
             bandwidth=profile.bandwidth,
             unidirectional=profile.unidirectional,
             dropout=profile.dropout,
+            normalize_level=profile.normalize_level,
             **kwargs,
         )
 
@@ -228,6 +236,8 @@ class BLSTMSpectralFilterLayer(BridgedSpectralFilterLayer):
         mean, std = mean[: self.max_bin], std[: self.max_bin]
         self.input_mean.assign(-mean)
         self.input_scale.assign(1.0 / np.maximum(std, max(1e-4 * float(np.max(std)), 1e-12)))
+        if self.normalizes_level:
+            self.input_level.assign(float(np.sum(np.square(mean) + np.square(std)) / max(float(np.sum(mean)), 1e-12)))
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create the weights."""
@@ -238,6 +248,8 @@ class BLSTMSpectralFilterLayer(BridgedSpectralFilterLayer):
         hidden = self._settings["hidden_size"]
         self.input_mean = self.add_weight(name="input_mean", shape=(self.max_bin,), initializer="zeros")
         self.input_scale = self.add_weight(name="input_scale", shape=(self.max_bin,), initializer="ones")
+        if self.normalizes_level:
+            self.input_level = self.add_weight(name="input_level", shape=(), initializer="ones", trainable=False)
         self.output_mean = self.add_weight(name="output_mean", shape=(self.bins,), initializer="ones")
         self.output_scale = self.add_weight(name="output_scale", shape=(self.bins,), initializer="ones")
         self.encoder.build((None, self.max_bin * self.channels))
@@ -258,6 +270,8 @@ class BLSTMSpectralFilterLayer(BridgedSpectralFilterLayer):
         """Crop, standardise and encode."""
         batch, frames = tf.shape(magnitude)[0], tf.shape(magnitude)[1]
         x = magnitude[:, :, : self.max_bin]
+        if self.normalizes_level and not training:
+            x = x * (self.input_level / level(x))
         x = (x + self.input_mean[:, tf.newaxis]) * self.input_scale[:, tf.newaxis]
         # All frames in one matrix: of three axes, the gradient would be a product for each excerpt and their sum.
         x = tf.reshape(x, [batch * frames, self.max_bin * self.channels])
@@ -287,6 +301,22 @@ class BLSTMSpectralFilterLayer(BridgedSpectralFilterLayer):
     def get_config(self) -> dict[str, Any]:
         """Return what rebuilds the layer."""
         return {**super().get_config(), **self._settings}
+
+
+def level(magnitude: tf.Tensor) -> tf.Tensor:
+    """Return how loud mixtures are: their magnitudes' mean, weighted with the magnitudes themselves.
+
+    Pauses and empty bins have no part in it, so that it does not depend on how much of them there is.
+
+    Args:
+        magnitude: `[batch, frames, ...]`, float32, of at least rank 3.
+
+    Returns:
+        `[batch, 1, ...]`, positive.
+    """
+    axes = list(range(1, len(magnitude.shape)))
+    total = tf.reduce_sum(magnitude, axis=axes, keepdims=True)
+    return tf.maximum(tf.reduce_sum(tf.square(magnitude), axis=axes, keepdims=True), 1e-20) / tf.maximum(total, 1e-10)
 
 
 def get_joint_spectral_filter(profile: ModelProfile, dtype: str | None = None) -> keras.Model:

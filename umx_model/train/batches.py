@@ -41,6 +41,8 @@ def training_batches(
             random_track_mix=settings.random_track_mix,
             gain_range=settings.gain_range,
             swap_channels=settings.swap_channels,
+            speed_range=settings.speed_range,
+            silent_targets=settings.silent_targets,
             seed=settings.seed,
             first_excerpt=first_excerpt,
             shards=context.num_input_pipelines,

@@ -48,6 +48,8 @@ def describe_excerpts(profile: Profile, samples: Sequence[Sample], first: int, c
             targets=len(targets),
             gain_range=settings.gain_range,
             swap_channels=settings.swap_channels,
+            speed_range=settings.speed_range,
+            silent_targets=settings.silent_targets,
         )
         places = [
             f"{target} from {samples[sample].id} at {start / profile.model.sample_rate:.2f} s"

@@ -35,5 +35,5 @@ def check_trainable(profile: Profile, samples: Mapping[str, Sequence[Sample]], r
     for split in ("train", "valid"):
         if not samples.get(split):
             raise InputError(f"{split}: no samples; a database needs at least one to train on and one to validate on")
-    check_fits(samples["train"], model, settings.excerpt_seconds)
+    check_fits(samples["train"], model, settings.read_seconds)
     check_fits(samples["valid"], model, model.n_fft / model.sample_rate)

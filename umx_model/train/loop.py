@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from umx_model.train.blame import blame_excerpts, blame_validation
 from umx_model.train.checkpoints import Copy
 from umx_model.train.interrupt import Interrupt
 from umx_model.train.run import NonFiniteError, Run
+from umx_model.train.schedule import cosine_decay
 from umx_model.train.steps import Steps
 from umx_model.train.summaries import Summaries
 
@@ -228,9 +229,13 @@ class Loop:
                 "seconds": round(run.seconds, 3),
             }
             entry |= {f"valid_loss/{target}": float(loss) for target, loss in zip(targets, valid_losses, strict=True)}
-            run.optimizer.learning_rate = state.plateau.step(valid_loss, learning_rate)
             state.history.append(entry)
             state.epoch += 1
+            rate = state.plateau.step(valid_loss, learning_rate)
+            if self._settings.decay == "cosine":
+                before = self._share_done(state.history[-2]) if state.epoch > 1 else 0.0
+                rate = cosine_decay(learning_rate, before, self._share_done(entry))
+            run.optimizer.learning_rate = rate
             state.setbacks = 0
             state.epoch_excerpts = 0
             state.loss_sums = [0.0] * len(targets)
@@ -245,6 +250,11 @@ class Loop:
             "epoch %d: training loss %.6g, validation loss %.6g (best %.6g), learning rate %.3g, %.0f s",
             *(state.epoch, entry["train_loss"], valid_loss, state.stopping.best, learning_rate, entry["seconds"]),
         )
+
+    def _share_done(self, entry: Mapping[str, float]) -> float:
+        """Return how much of the training was done after an epoch, by epochs or by time, from 0 up."""
+        minutes = self._settings.max_minutes
+        return max(entry["epoch"] / self._settings.epochs, entry["seconds"] / (60 * minutes) if minutes else 0.0)
 
     def _log_training(self) -> None:
         """Give TensorBoard what happened since the last point."""

@@ -57,6 +57,28 @@ def squared_error(estimates: tf.Tensor, references: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(per_frame, tf.float64), axis=[0, 1, 2]) / (bins * channels)
 
 
+def decibel_error(estimates: tf.Tensor, references: tf.Tensor, mixture: tf.Tensor, floor_db: float) -> tf.Tensor:
+    """Squared error of each excerpt in dB, so that a quiet excerpt or a silent target counts as a loud one does.
+
+    This is the loss of Wisdom et al., "Unsupervised Sound Separation Using Mixture Invariant Training", 2020, of
+    magnitudes: `10 log10(|s - e|^2 + t |x|^2)`, where `t` is the floor as a ratio. Nothing is won by what lies
+    below the floor; where the target is silent, it asks for an estimate that is.
+
+    Args:
+        estimates: magnitudes `[batch, frames, bins, channels, targets]`.
+        references: the same of the true targets.
+        mixture: magnitudes `[batch, frames, bins, channels]`.
+        floor_db: relative to the mixture.
+
+    Returns:
+        float32 `[batch, targets]`.
+    """
+    error = tf.reduce_mean(tf.math.squared_difference(estimates, references), axis=[1, 2, 3])
+    energy = tf.reduce_mean(tf.square(mixture), axis=[1, 2, 3])
+    ratio = error + 10 ** (floor_db / 10) * energy[:, tf.newaxis]
+    return 10 / np.log(10) * tf.math.log(tf.maximum(ratio, _EPSILON))
+
+
 def source_combinations(targets: int) -> np.ndarray:
     """Return all combinations of 1 to N - 1 of N targets (X-UMX's combination scheme; of one target, itself).
 

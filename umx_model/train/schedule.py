@@ -53,6 +53,22 @@ class PlateauDecay:
         self.bad_epochs = self.cooldown_left = 0
 
 
+def cosine_decay(learning_rate: float, before: float, now: float) -> float:
+    """Return the rate to go on with, given the one of the last epoch.
+
+    When a share p of the training is done, the rate is `(1 + cos(pi p)) / 2` of the first one (Loshchilov & Hutter,
+    "SGDR", 2017, without restarts). Made as a step from rate to rate, so that one that was lowered stays lower.
+
+    Args:
+        learning_rate: of the last epoch.
+        before: share that was done before that epoch, from 0 to 1.
+        now: share that is done after it.
+    """
+    if before >= 1:
+        return 0.0
+    return learning_rate * (1 + math.cos(math.pi * min(now, 1.0))) / (1 + math.cos(math.pi * before))
+
+
 @dataclasses.dataclass
 class EarlyStopping:
     """Ends training when the best loss is `patience` epochs old (Open-Unmix, `openunmix/utils.py`).

@@ -15,6 +15,7 @@ from umx_model.profile import Profile
 from umx_model.train.losses import (
     add_weight_decay,
     combination_error,
+    decibel_error,
     magnitudes,
     source_combinations,
     spectra,
@@ -47,7 +48,8 @@ class Steps:
       learns as if alone;
     * with `combination_loss` or `sdr_weight`, X-UMX's (Sawata et al., 2021): the mean of the squared errors over
       the combinations of targets, plus `sdr_weight` times the mean of `weighted_sdr` over the same combinations;
-      without `combination_loss` those are the single targets.
+      without `combination_loss` those are the single targets;
+    * with `floor_db`, `decibel_error`, averaged over excerpts and summed over targets.
 
     Validation is by the mean squared error of magnitudes in any case, so that models trained on different
     objectives, and learning rate decay and early stopping with them, are judged alike; X-UMX validates by
@@ -142,7 +144,10 @@ class Steps:
         with tf.GradientTape() as tape, fastest():
             estimates = tf.cast(self._filter(magnitude, training=True), tf.float32)
             losses = squared_error(estimates, true_magnitudes) / frames
-            if self._settings.combination_loss or self._settings.sdr_weight:
+            if self._settings.floor_db is not None:
+                decibels = decibel_error(estimates, true_magnitudes, magnitude, self._settings.floor_db)
+                objective = tf.cast(tf.reduce_sum(decibels), tf.float64) / self._settings.batch_size
+            elif self._settings.combination_loss or self._settings.sdr_weight:
                 objective = combination_error(estimates, true_magnitudes, self._combinations) / frames
                 if self._settings.sdr_weight:
                     objective += self._settings.sdr_weight * self._weighted_sdr(excerpts, mixture, estimates)
