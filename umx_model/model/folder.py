@@ -12,7 +12,9 @@ import hashlib
 import os
 import tempfile
 
+import h5py
 import keras
+import numpy as np
 import tensorflow as tf
 
 from umx_model import profile as profiles
@@ -31,7 +33,11 @@ BEST = "best"
 
 
 def write_model_folder(
-    folder: str | os.PathLike[str], spectral_filter: keras.Model, profile: Profile, saved_model: bool = True
+    folder: str | os.PathLike[str],
+    spectral_filter: keras.Model,
+    profile: Profile,
+    saved_model: bool = True,
+    half: bool = False,
 ) -> Profile:
     """Write a model folder, each part whole or not at all.
 
@@ -40,6 +46,7 @@ def write_model_folder(
         spectral_filter: the joint model of `get_joint_spectral_filter`.
         profile: its profile.
         saved_model: also export the end-to-end SavedModel.
+        half: store matrices as float16, which takes half the space; they are float32 again when they are read.
 
     Returns:
         The profile as it was written, with the checksum of the weights.
@@ -54,6 +61,8 @@ def write_model_folder(
     with tempfile.TemporaryDirectory() as scratch:
         local = os.path.join(scratch, WEIGHTS)  # HDF5 writes to local files only
         spectral_filter.save_weights(local)
+        if half:
+            _halve(local)
         profile = profile.model_copy(update={"weights_sha256": _sha256(local)})
         partial = os.path.join(path, WEIGHTS + ".partial")
         tf.io.gfile.copy(local, partial, overwrite=True)
@@ -63,6 +72,24 @@ def write_model_folder(
         _remove(exported)
         tf.io.gfile.rename(exporting, exported)
     return profile
+
+
+def _halve(weights: str) -> None:
+    """Make float16 of the matrices in a file of weights; vectors, of which statistics are some, stay as they are."""
+    with h5py.File(weights) as full, h5py.File(weights + ".half", "w") as half:
+
+        def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            if isinstance(item, h5py.Dataset):
+                values = item[()]
+                matrix = item.ndim > 1 and item.dtype == np.float32
+                copied = half.create_dataset(name, data=values.astype(np.float16) if matrix else values)
+            else:
+                copied = half.require_group(name)
+            copied.attrs.update(item.attrs)
+
+        half.attrs.update(full.attrs)
+        full.visititems(copy)
+    os.replace(weights + ".half", weights)
 
 
 def _sha256(path: str) -> str:
