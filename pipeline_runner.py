@@ -38,6 +38,13 @@ _WARM_START = Annotated[
     bool | None,
     typer.Option("--warm-start/--fresh-start", help="Train on from the served model. [default: fresh]"),
 ]
+_INIT_FROM = Annotated[
+    str | None,
+    typer.Option(
+        help="Model whose weights training starts from, with its profile where none is given: a name that `umx-pro "
+        "models` lists, or a model folder. [default: random weights]"
+    ),
+]
 _KEEP_VERSIONS = Annotated[int | None, typer.Option(help="Versions to leave, at least 1. [default: 5]")]
 _BEAM_ARG = Annotated[list[str] | None, typer.Option(help="Option for Beam. Repeatable.")]
 _OUTPUT = Annotated[str | None, typer.Option(help="Folder of the runs. [default: umx-pro-output]")]
@@ -64,6 +71,7 @@ def local(
     changes: _CHANGES = None,
     floor: _FLOOR = None,
     warm_start: _WARM_START = None,
+    init_from: _INIT_FROM = None,
     keep_versions: _KEEP_VERSIONS = None,
     beam_arg: _BEAM_ARG = None,
     settings: _SETTINGS = None,
@@ -78,6 +86,7 @@ def local(
         "set": _assignments(changes, "--set", "train.epochs=2"),
         "floor_db": floor,
         "warm_start": warm_start,
+        "init_from": init_from,
         "keep_versions": keep_versions,
         "beam_args": beam_arg or None,
     }
@@ -112,6 +121,7 @@ def compile_(
     changes: _CHANGES = None,
     floor: _FLOOR = None,
     warm_start: _WARM_START = None,
+    init_from: _INIT_FROM = None,
     keep_versions: _KEEP_VERSIONS = None,
     beam_arg: _BEAM_ARG = None,
     settings: _SETTINGS = None,
@@ -134,6 +144,7 @@ def compile_(
         "set": _assignments(changes, "--set", "train.epochs=2"),
         "floor_db": floor,
         "warm_start": warm_start,
+        "init_from": init_from,
         "keep_versions": keep_versions,
         "beam_args": beam_arg or None,
     }

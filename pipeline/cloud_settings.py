@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.settings import RunSettings
+from umx_model.pretrained import shipped_models
 
 COMPONENTS = ("SampleGen", "StatisticsGen", "ImportSchemaGen", "ExampleValidator", "Trainer", "Evaluator", "Pusher")
 # These do their work as Beam jobs.
@@ -130,6 +131,11 @@ class CloudSettings(RunSettings):
         # kubeflow/pipelines, backend/src/v2/objectstore/config.go; minio:// is not known to TensorFlow.
         if not self.pipeline_root.startswith(("gs://", "s3://")):
             raise ValueError(f"pipeline_root: Kubeflow writes to gs:// or s3:// only, found {self.pipeline_root}")
+        if self.init_from.startswith("/") and vertex:
+            raise ValueError(
+                f"init_from: {self.init_from} is on this machine, which Vertex AI does not see; expected gs://... or "
+                f"a model that comes with the program: {', '.join(shipped_models())}"
+            )
         for machine in (self.machine, *self.machines.values()):
             if machine.gpu and ("/" in machine.gpu) == vertex:
                 expected = (

@@ -94,6 +94,7 @@ def create_pipeline(
         # Where to push to is no reason to train again.
         push_destination=choices.push_destination if choices.warm_start else "",
         warm_start=choices.warm_start,
+        init_from=settings.init_from,
         targets=choices.targets,
         epochs=choices.epochs,
         batch_size=choices.batch_size,

@@ -22,9 +22,13 @@ from typing_extensions import Self
 from umx_model.data.track_folder import found_targets
 from umx_model.errors import InputError
 from umx_model.evaluation.gate import GateRule, check_floors
+from umx_model.pretrained import locate_model, shipped_models
 from umx_model.profile import FILE_NAME, Profile, explain
 
 ENVIRONMENT_PREFIX = "UMX_PRO_"
+
+# What an earlier training left in a profile.
+_TRACES = ("made_with", "data_fingerprint", "history", "license", "scores", "weights_sha256")
 
 
 class Folders(BaseModel):
@@ -85,6 +89,9 @@ class RunSettings(GateRule):
     push_destination: str = Field("", description="folder of served versions, local or remote")
     keep_versions: int = Field(5, ge=1, description="versions to leave in the push destination")
     warm_start: bool = Field(False, description="start training from the weights of the served version")
+    init_from: str = Field(
+        "", description="start training from this model's weights, where not from the served ones: a name or a folder"
+    )
     vertex_registry: str = Field(
         "", description="enter versions into this registry too: projects/PROJECT/locations/LOCATION"
     )
@@ -129,7 +136,11 @@ class RunSettings(GateRule):
         data = document.get("data")
         if not data:
             raise InputError("data: no database named; give --data DIR, a folder with train/ and valid/")
-        document["profile"] = _profile(document.get("profile") or {}, targets, changes, str(data))
+        init_from = document.get("init_from") or ""
+        if init_from:
+            document["init_from"] = _find_model(str(init_from))
+        source: Any = document.get("profile") or (locate_model(document["init_from"]) if init_from else {})
+        document["profile"] = _profile(source, targets, changes, str(data))
         try:
             return cls.model_validate(document)
         except ValidationError as error:
@@ -172,7 +183,7 @@ def _profile(source: Any, targets: Any, changes: Mapping[str, Any], data: str) -
     if not isinstance(document, Mapping):
         raise InputError(f"profile: expected a file, a model folder, or names and values, found {document!r}")
     # Traces of an earlier training are no settings.
-    document = {key: part for key, part in document.items() if key not in ("made_with", "data_fingerprint", "history")}
+    document = {key: part for key, part in document.items() if key not in _TRACES}
     changes = {str(key): value for key, value in changes.items()}
     if targets:
         changes["model.targets"] = targets
@@ -186,6 +197,12 @@ def _profile(source: Any, targets: Any, changes: Mapping[str, Any], data: str) -
             raise InputError(f"{error}; where it is not to be seen from here, name the targets (--targets)") from None
 
     return Profile.parse(document, name, find_targets).updated(changes)
+
+
+def _find_model(name_or_path: str) -> str:
+    """Return a model's name where it is a shipped one, which is there wherever the program is, else its whole path."""
+    path = locate_model(name_or_path)
+    return name_or_path if path == shipped_models().get(name_or_path) else absolute(path)
 
 
 def _profile_file(path: str) -> str:

@@ -21,6 +21,7 @@ class TrainerSpec(ComponentSpec):
         "training_folder": ExecutionParameter(type=str),
         "push_destination": ExecutionParameter(type=str),
         "warm_start": ExecutionParameter(type=int),
+        "init_from": ExecutionParameter(type=str),
         "targets": ExecutionParameter(type=str, optional=True),
         "epochs": ExecutionParameter(type=int, optional=True),
         "batch_size": ExecutionParameter(type=int, optional=True),
@@ -58,6 +59,8 @@ class Trainer(base_component.BaseComponent):
         warm_start: whether training starts from the weights of the version that is served when it starts, where
             there is one of the same architecture, targets and sizes; else from random ones. Which version that is
             does not make a finished training run again.
+        init_from: model whose weights training starts from where it does not from served ones: the name of one
+            that comes with the program, or a model folder; empty for random weights.
         targets, epochs, batch_size, excerpt_seconds: in place of the profile's; targets comma-separated.
         custom_job: machines of Vertex AI to train on; None for the one that the component runs on.
     """
@@ -73,6 +76,7 @@ class Trainer(base_component.BaseComponent):
         training_folder: str,
         push_destination: str | RuntimeParameter = "",
         warm_start: bool | RuntimeParameter = False,
+        init_from: str = "",
         targets: str | RuntimeParameter | None = None,
         epochs: int | RuntimeParameter | None = None,
         batch_size: int | RuntimeParameter | None = None,
@@ -87,6 +91,7 @@ class Trainer(base_component.BaseComponent):
                 training_folder=training_folder,
                 push_destination=push_destination,
                 warm_start=int(warm_start) if isinstance(warm_start, bool) else warm_start,
+                init_from=init_from,
                 targets=targets,
                 epochs=epochs,
                 batch_size=batch_size,
@@ -97,6 +102,7 @@ class Trainer(base_component.BaseComponent):
                     "umx_model.model",
                     "umx_model.data",
                     "umx_model.train",
+                    "umx_model.pretrained",
                     "umx_model.inference.xla",
                     "components.trainer",
                     "components.pusher.versions",

@@ -82,7 +82,7 @@ class Executor(base_executor.BaseExecutor):
         refuse_anomalies(artifact_utils.get_single_instance(input_dict["anomalies"]))
         examples = artifact_utils.get_single_instance(input_dict["examples"])
         profile = chosen_profile(exec_properties)
-        start = find_start(profile, exec_properties["push_destination"] if exec_properties["warm_start"] else "")
+        start = find_start(profile, exec_properties)
         key = training_key(profile, examples.get_string_custom_property("data_version"), start)
         pool = WorkerPool.model_validate_json(exec_properties["custom_job"])
         # One that runs on machines of its own needs no others.

@@ -20,6 +20,7 @@ from data_schema.index import read_index
 from umx_model.data.remote import is_remote
 from umx_model.errors import InputError
 from umx_model.model.folder import SAVED_MODEL, WEIGHTS
+from umx_model.pretrained import locate_model
 from umx_model.profile import FILE_NAME, Profile
 from umx_model.train.strategy import choose_strategy, is_chief
 from umx_model.train.trainer import train
@@ -63,7 +64,7 @@ class Executor(base_executor.BaseExecutor):
             split: read_index(artifact_utils.get_split_uri([examples], split))
             for split in artifact_utils.decode_split_names(examples.split_names)
         }
-        start = find_start(profile, exec_properties["push_destination"] if exec_properties["warm_start"] else "")
+        start = find_start(profile, exec_properties)
         folder = os.path.join(exec_properties["training_folder"], training_key(profile, data_version, start))
         with _working_folder(folder) as (work, backup):
             train(
@@ -120,25 +121,33 @@ def _hand_over(work: str, model: str, model_run: str) -> None:
     _require_whole(model)
 
 
-def find_start(profile: Profile, destination: str) -> str | None:
-    """Return the served version whose weights to start from.
+def find_start(profile: Profile, exec_properties: Mapping[str, Any]) -> str | None:
+    """Return the model whose weights to start from.
 
     Args:
         profile: what will be trained.
-        destination: folder of versions; empty for a fresh start.
+        exec_properties: with `warm_start`, `push_destination` and `init_from`.
 
     Returns:
-        The version's folder; None for a fresh start: nothing is served, or a model of another kind, of which
-        a warning tells. Whoever changes the profile wants its model, and a schedule should not stop over that.
+        With `warm_start` the served version's folder, unless nothing is served, or a model of another kind, of
+        which a warning tells: whoever changes the profile wants its model, and a schedule should not stop over
+        that. Else the folder that `init_from` names; None for random weights.
+
+    Raises:
+        InputError: `init_from` names no model, or one of another kind.
     """
-    start = current_version(destination) if destination else None
-    if start is not None:
+    served = current_version(exec_properties["push_destination"]) if exec_properties["warm_start"] else None
+    if served is not None:
         try:
-            check_start(profile.model, start)
+            check_start(profile.model, served)
+            return served
         except InputError as error:
-            _log.warning("training starts from random weights: %s", error)
-            return None
-    return start
+            _log.warning("training does not start from the served version: %s", error)
+    if not exec_properties["init_from"]:
+        return None
+    named = locate_model(exec_properties["init_from"])
+    check_start(profile.model, named)
+    return named
 
 
 def training_key(profile: Profile, data_version: str, start: str | None = None) -> str:

@@ -67,7 +67,7 @@ def test_settings_are_all_there(umx_pro, monkeypatch, width):
 def test_one_target_of_all_that_the_database_has(umx_pro, music, asked):
     assert umx_pro("train", "--data", "music", "--output", "out", "--target", "drums")[0] == 0
     [(profile, data, output, options)] = asked
-    assert (data, output, options) == ("music", "out", {"resume": False, "backup": None})
+    assert (data, output, options) == ("music", "out", {"resume": False, "backup": None, "start_from": None})
     assert profile.model.targets == ("drums",)
     assert profile.mixture_targets == ("bass", "drums", "vocals")
 
@@ -105,7 +105,22 @@ def test_resuming_where_nothing_is_yet(umx_pro, music, asked):
     Profile.model_validate({"model": {"targets": ["bass"]}, "train": {"epochs": 7}}).write(music)  # stands for a bucket
     umx_pro("train", "--data", "music", "--output", "out", "--resume", "--backup", str(music))
     assert [call[0].train.epochs for call in asked] == [1000, 7]
-    assert asked[1][3] == {"resume": True, "backup": str(music)}
+    assert asked[1][3] == {"resume": True, "backup": str(music), "start_from": None}
+
+
+def test_starting_from_a_named_model(umx_pro, music, asked, monkeypatch):
+    start = Profile.model_validate({"model": {"targets": ["drums", "bass", "vocals"], "hidden_size": 32}})
+    (music.parent / "models" / "mine").mkdir(parents=True)
+    start.write(music.parent / "models" / "mine")
+    Profile.model_validate({"model": {"targets": ["vocals", "drums"]}}).write(music.parent)
+    monkeypatch.setenv("UMX_PRO_MODELS", "models")
+    command = ("train", "--data", "music", "--output", "out", "--init-from")
+    assert umx_pro(*command, "mine", "--set", "train.epochs=3")[0] == 0
+    umx_pro(*command, "models/mine", "profile.json")
+    assert [call[3]["start_from"] for call in asked] == ["models/mine"] * 2
+    assert [call[0].model for call in asked] == [start.model, Profile.read("profile.json").model]
+    assert asked[0][0].train.epochs == 3
+    assert umx_pro(*command, "yours")[2].startswith("umx-pro: error: yours: no such model; ")
 
 
 def test_refuses_a_target_that_is_not_there(umx_pro, music, asked):

@@ -184,6 +184,7 @@ def properties(folder: Path, endpoint: str, **pool: Any) -> dict[str, Any]:
         "training_folder": str(folder / "training"),
         "push_destination": "",
         "warm_start": 0,
+        "init_from": "",
         "epochs": 1,
         "custom_job": machines.model_dump_json(),
         "code_version": "c",

@@ -81,6 +81,7 @@ def test_a_model_that_is_not_whole_is_no_success(
         "training_folder": str(tmp_path / "training"),
         "push_destination": "",
         "warm_start": 0,
+        "init_from": "",
     }
 
     def run() -> None:
@@ -93,3 +94,38 @@ def test_a_model_that_is_not_whole_is_no_success(
         with pytest.raises(RuntimeError, match=f"lacks {lost} after training"):
             run()
         assert len(list((tmp_path / "training").iterdir())) == 1
+
+
+def test_where_training_starts_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = Profile(model=ModelProfile(targets=("a",)))
+    other = profile.updated({"model.hidden_size": 16})
+
+    def write_profile(folder: Path, written: Profile) -> str:
+        folder.mkdir(parents=True)
+        written.write(folder)
+        return str(folder)
+
+    def start(warm_start: bool, init_from: str) -> str | None:
+        properties = {"warm_start": int(warm_start), "push_destination": served, "init_from": init_from}
+        return executor.find_start(profile, properties)
+
+    served = str(tmp_path / "serving")
+    named = write_profile(tmp_path / "named", profile)
+    unlike = write_profile(tmp_path / "unlike", other)
+    assert start(warm_start=False, init_from="") is None
+    assert start(warm_start=True, init_from="") is None  # nothing is served yet
+    assert start(warm_start=True, init_from=named) == named
+    with pytest.raises(InputError, match="model.hidden_size is 16 there, 512 here"):
+        start(warm_start=False, init_from=unlike)
+    with pytest.raises(InputError, match="no such model"):
+        start(warm_start=False, init_from="nothing")
+    monkeypatch.setenv("UMX_PRO_MODELS", str(tmp_path))
+    assert start(warm_start=False, init_from="named") == named
+
+    version = write_profile(tmp_path / "serving" / "1700000000", profile)
+    Path(version, "saved_model.pb").touch()
+    assert start(warm_start=True, init_from=named) == version
+    assert start(warm_start=False, init_from=named) == named
+    other.write(version)
+    assert start(warm_start=True, init_from=named) == named
+    assert start(warm_start=True, init_from="") is None

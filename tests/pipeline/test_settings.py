@@ -72,6 +72,24 @@ def test_profile_may_be_a_path_a_model_folder_or_inline(tmp_path: Path) -> None:
     assert load({"data": "d", "profile": PROFILE, "targets": "vocals"}).profile.model.targets == ("vocals",)
 
 
+def test_a_model_to_start_from_brings_its_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    trained = {**PROFILE, "license": "CC0-1.0", "scores": {"drums": 1.0}, "weights_sha256": "0"}
+    (tmp_path / "models" / "mine" / "profile.json").write_text(json.dumps(trained))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UMX_PRO_MODELS", "models")
+    for name in ("mine", "models/mine"):
+        loaded = load({"data": "d", "init_from": name})
+        assert loaded.init_from == str(tmp_path / "models" / "mine")  # wherever a component runs
+        assert loaded.profile.model.targets == ("drums", "vocals")
+        assert (loaded.profile.license, loaded.profile.scores) == (None, {})
+    own = {**PROFILE, "train": {"epochs": 8}}
+    assert load({"data": "d", "init_from": "mine", "profile": own}).profile.train.epochs == 8
+    assert load({"data": "d", "profile": PROFILE}).init_from == ""
+    with pytest.raises(InputError, match="yours: no such model"):
+        load({"data": "d", "init_from": "yours"})
+
+
 def test_targets_are_found_in_the_database(database: Path) -> None:
     assert load({"data": str(database)}).profile.model.targets == ("drums", "vocals")
     assert load({"data": str(database), "set": {"model.targets": "vocals"}}).profile.model.targets == ("vocals",)

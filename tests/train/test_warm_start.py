@@ -123,3 +123,15 @@ def test_resumed_it_goes_on_from_its_own_checkpoint(
     one, other = (read_model(tmp_path / name)[0].spectral_filter for name in ("broken", "whole"))
     for mine, theirs in zip(one.weights, other.weights, strict=True):
         np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+
+
+def test_the_licence_is_inherited_and_scores_are_not(root: Path, first: Path, tmp_path: Path) -> None:
+    licensed = tmp_path / "licensed"
+    shutil.copytree(first, licensed)
+    start = Profile.read(first).model_copy(update={"license": "CC-BY-NC-SA-4.0", "scores": {"vocals": 5.0}})
+    start.write(licensed)
+    made = train(make_profile(), root, tmp_path / "warm", quiet=True, start_from=licensed)
+    assert made.license == "CC-BY-NC-SA-4.0"
+    assert train(start, root, tmp_path / "own", quiet=True, start_from=licensed).scores == {}
+    resumed = train(make_profile(train__epochs=2), root, tmp_path / "warm", quiet=True, resume=True)
+    assert resumed.license == "CC-BY-NC-SA-4.0"

@@ -27,6 +27,8 @@ umx-pro train my.json --data music --output small --set model.hidden_size=256 --
 
 umx-pro train --data music --target vocals --output vocals
 
+umx-pro train --data music --init-from vocals-accompaniment --output mine
+
 umx-pro train --data gs://bucket/music --output model --backup gs://bucket/model --resume
 """
 
@@ -95,6 +97,16 @@ def train(
             rich_help_panel=_WHAT,
         ),
     ] = False,
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Start from the weights of this model, with its profile where none is given: a name that `umx-pro "
+            "models` lists, or a model folder.",
+            metavar="NAME|DIR",
+            show_default="random weights",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -144,15 +156,19 @@ def train(
       130   stopped by Ctrl-C, with a checkpoint
       143   stopped by SIGTERM, with a checkpoint
     """
+    from umx_model.pretrained import locate_model
     from umx_model.train.trainer import train as run
 
     changes: dict[str, Any] = dict(_setting(text) for text in settings or [])
     if targets:
         changes["model.targets"] = targets
-    start = _starting_profile(profile, data, output, backup, resume, names(targets) if targets else None)
+    start_from = None if init_from is None else locate_model(init_from)
+    start = _starting_profile(profile, data, output, backup, resume, start_from, names(targets) if targets else None)
     wanted = start.updated(changes)
+    if target:
+        wanted = _alone(wanted, names(target))
     try:
-        run(_alone(wanted, names(target)) if target else wanted, data, output, resume=resume, backup=backup)
+        run(wanted, data, output, resume=resume, backup=backup, start_from=start_from)
     except KeyboardInterrupt:
         raise click.Abort("interrupted; the same command with --resume continues") from None
     print(f"model: {output}\nuse:   umx-pro separate --model {output} FILES...", flush=True)
@@ -176,9 +192,15 @@ def _alone(profile: Profile, wanted: Sequence[str]) -> Profile:
 
 
 def _starting_profile(
-    path: str | None, data: str, output: str, backup: str | None, resume: bool, targets: list[str] | None
+    path: str | None,
+    data: str,
+    output: str,
+    backup: str | None,
+    resume: bool,
+    start_from: str | None,
+    targets: list[str] | None,
 ) -> Profile:
-    """The profile that was asked for; or that of the run to resume; or the defaults for the targets."""
+    """The profile that was asked for; or that of the run to resume, or to start from; or the defaults."""
     import tensorflow as tf
 
     from umx_model.data.track_folder import found_targets
@@ -192,4 +214,6 @@ def _starting_profile(
     for folder in (output, backup) if resume else ():
         if folder and tf.io.gfile.exists(os.path.join(folder, FILE_NAME)):
             return Profile.read(folder)
+    if start_from is not None:
+        return Profile.read(start_from)
     return Profile.parse({}, find_targets=find_targets)

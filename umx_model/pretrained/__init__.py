@@ -6,15 +6,21 @@ A model is a model folder (`profile.json`, `model.weights.h5`, `card.md`), and i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import sys
+from pathlib import Path
 
 import tensorflow as tf
 
 from umx_model.errors import InputError
-from umx_model.profile import FILE_NAME
+from umx_model.profile import FILE_NAME, Profile
 
 VARIABLE = "UMX_PRO_MODELS"
+
+# What a licence means for whoever uses the weights, in a word.
+_TERMS = {"CC-BY-NC-SA-4.0": "CC BY-NC-SA 4.0, not for commercial use"}
 
 
 def known_models() -> dict[str, str]:
@@ -31,7 +37,12 @@ def known_models() -> dict[str, str]:
         if not tf.io.gfile.isdir(root):
             raise InputError(f"{root}: no such folder; the environment variable {VARIABLE} names it")
         models = find_models(root) | models
-    return find_models(os.path.dirname(__file__)) | models
+    return shipped_models() | models
+
+
+def shipped_models() -> dict[str, str]:
+    """Return the model folders that come with the program, `{name: folder}`."""
+    return find_models(os.path.dirname(__file__))
 
 
 def find_models(root: str) -> dict[str, str]:
@@ -60,4 +71,29 @@ def locate_model(name_or_path: str) -> str:
     raise InputError(
         f"{name_or_path}: no such model; expected a model folder, a weights file, a checkpoint, a SavedModel "
         f"or a name that `umx-pro models` lists{known}"
+    )
+
+
+def mention_licence(path: str) -> None:
+    """Tell on stderr under which licence a shipped model's weights are, once for each user and model.
+
+    Args:
+        path: of a model; nothing is told of those that do not come with the program.
+    """
+    name = next((name for name, folder in shipped_models().items() if folder == path), None)
+    if name is None:
+        return
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    mentioned = Path(cache, "umx-pro", "licences-mentioned", name)
+    with contextlib.suppress(OSError):  # where nothing can be remembered, it is told every time
+        if mentioned.exists():
+            return
+        mentioned.parent.mkdir(parents=True, exist_ok=True)
+        mentioned.touch()
+    stated = Profile.read(path).license or "not stated"
+    print(
+        f"umx-pro: licence of the model {name}: {_TERMS.get(stated, stated)}; see {os.path.join(path, 'card.md')} "
+        "(shown once)",
+        file=sys.stderr,
+        flush=True,
     )

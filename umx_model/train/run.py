@@ -81,7 +81,7 @@ class Run:
     ) -> None:
         self._began = time.monotonic()
         self.profile = profile.model_copy(
-            update={"data_fingerprint": data_fingerprint, "history": (), "weights_sha256": None}
+            update={"data_fingerprint": data_fingerprint, "history": (), "scores": {}, "weights_sha256": None}
         )
         self.settings = profile.train
         self.samples = samples
@@ -137,6 +137,7 @@ class Run:
     def _resume(self) -> None:
         """Take over the newest checkpoint."""
         changed = self._restore()
+        self._inherit_license(self.output)
         self._began -= self.state.seconds
         self._adapt(changed)
         self.state.made_with = continued(self.state.made_with, provenance(self.strategy), self.state.step)
@@ -161,6 +162,7 @@ class Run:
         try:
             if self._start_from is not None:
                 self.state.started_from = take_weights(self.spectral_filter, self.profile.model, self._start_from)
+                self._inherit_license(self._start_from)
             else:
                 mean, std = input_statistics(self.profile, self.samples["train"], self.samples["valid"], self.quiet)
                 set_input_statistics(self.spectral_filter, mean, std)
@@ -171,6 +173,10 @@ class Run:
             raise
         self.write_profile()
         self.save()
+
+    def _inherit_license(self, model: str) -> None:
+        """Keep to the licence of the weights that training starts from, where the profile states none."""
+        self.profile = self.profile.model_copy(update={"license": self.profile.license or Profile.read(model).license})
 
     def _follow_chief(self) -> None:
         """Give every worker the chief's model, optimizer and state."""
