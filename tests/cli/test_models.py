@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 
+from umx_model import pretrained
 from umx_model.errors import InputError
-from umx_model.pretrained import known_models, locate_model
+from umx_model.pretrained import known_models, locate_model, mention_licence
 from umx_model.profile import Profile
 
 
@@ -52,6 +53,14 @@ def test_no_models(umx_pro, monkeypatch):
     assert out.startswith("no models: ")
 
 
+def test_says_which_model_needs_no_name(umx_pro, models, monkeypatch):
+    monkeypatch.setenv("UMX_PRO_MODELS", "models")
+    os.rename("models/b", "models/vocals-accompaniment")
+    code, out, err = umx_pro("models")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "`umx-pro separate` uses vocals-accompaniment where --model names no other."
+
+
 def test_damaged_models_are_named_and_the_others_listed(umx_pro, models):
     (models / "a" / "profile.json").write_text("{")
     shutil.copytree("models/b", "models/c")
@@ -85,3 +94,20 @@ def test_locate_model(models, monkeypatch):
     assert locate_model("a") == "a"  # what is there goes before what is known
     with pytest.raises(InputError, match="c: no such model; .*; known by name: a, b$"):
         locate_model("c")
+
+
+def test_the_licence_of_a_shipped_model_is_mentioned_once(models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretrained, "shipped_models", lambda: {"b": "models/b"})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    mention_licence("models/b")
+    told = capsys.readouterr().err
+    assert told == "umx-pro: licence of the model b: CC BY-NC-SA 4.0; see models/b/card.md (shown once)\n"
+    mention_licence("models/b")
+    mention_licence("models/a")  # one's own
+    assert capsys.readouterr().err == ""
+    # Where nothing can be remembered, it is told again.
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    for _ in range(2):
+        mention_licence("models/b")
+        assert capsys.readouterr().err == told

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 
 import helpers
 import numpy as np
@@ -237,4 +238,11 @@ def test_a_model_by_name(umx_pro, model, songs, monkeypatch):
     assert err.startswith("umx-pro: error: tiny: no such model; expected a model folder")
     monkeypatch.setenv("UMX_PRO_MODELS", os.path.dirname(model))
     assert umx_pro("separate", "one.wav", "--model", "tiny")[0] == 0
+    assert tree("separated") == [f"one/{stem}" for stem in STEMS]
+
+
+def test_the_default_model(umx_pro, model, songs, tmp_path, monkeypatch):
+    monkeypatch.setenv("UMX_PRO_MODELS", "models")
+    shutil.copytree(model, "models/vocals-accompaniment")
+    assert umx_pro("separate", "one.wav", "--quiet") == (0, "", "")
     assert tree("separated") == [f"one/{stem}" for stem in STEMS]

@@ -14,6 +14,9 @@ import typer
 
 from umx_model.errors import InputError
 
+# What separates where no model is named.
+DEFAULT_MODEL = "vocals-accompaniment"
+
 DONE, FAILED, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 Model = Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from umx_model.cli.common import WRONG_INPUT, report
+from umx_model.cli.common import DEFAULT_MODEL, WRONG_INPUT, report
 from umx_model.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ def models(
             wrong += 1
     if len(rows) > 1:
         print(_table(rows))
+    if not folders and DEFAULT_MODEL in dict(found):
+        print(f"`umx-pro separate` uses {DEFAULT_MODEL} where --model names no other.")
     if wrong:
         raise typer.Exit(WRONG_INPUT)
 

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umx_model.cli.common import FAILED, WRONG_INPUT, Niter, Softmask, names, progress_bar, report, say
+from umx_model.cli.common import (
+    DEFAULT_MODEL,
+    FAILED,
+    WRONG_INPUT,
+    Niter,
+    Softmask,
+    names,
+    progress_bar,
+    report,
+    say,
+)
 from umx_model.cli.sources import Source, check_outputs, find_sources, readable
 from umx_model.errors import InputError
 
@@ -79,7 +89,7 @@ def separate(
             "-m",
             help="A name that `umx-pro models` lists, a model folder, a weights file, a checkpoint or a SavedModel.",
             metavar="NAME|DIR",
-            show_default="required",
+            show_default=f"{DEFAULT_MODEL}, where it is known",
         ),
     ] = None,
     output: Annotated[
@@ -187,10 +197,7 @@ def separate(
     separated, 2 if some were not and their error lines say how to mend that, 1 for any other failure, 130 for Ctrl-C.
     """
     if model is None:
-        raise InputError(
-            "no model given: add --model with a model folder (of `umx-pro train`), a weights file, "
-            "a checkpoint, a SavedModel (of the pipeline) or a name that `umx-pro models` lists"
-        )
+        model = _default_model()
     sums = _aggregates(aggregates or [])
     sources = find_sources(inputs, output)
 
@@ -240,6 +247,17 @@ def separate(
                 say(_summary(done))
     if failures:
         raise typer.Exit(FAILED if FAILED in failures else WRONG_INPUT)
+
+
+def _default_model() -> str:
+    from umx_model.pretrained import known_models
+
+    if DEFAULT_MODEL not in known_models():
+        raise InputError(
+            "no model given: add --model with a model folder (of `umx-pro train`), a weights file, "
+            "a checkpoint, a SavedModel (of the pipeline) or a name that `umx-pro models` lists"
+        )
+    return DEFAULT_MODEL
 
 
 def _aggregates(options: Sequence[str]) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ from umx_model.model.folded import FoldedBLSTM
 from umx_model.model.folder import WEIGHTS, read_model
 from umx_model.model.spectral_filter import check_architecture
 from umx_model.model.umx import UMX
-from umx_model.pretrained import locate_model
+from umx_model.pretrained import locate_model, mention_licence
 from umx_model.profile import ModelProfile, Profile
 
 CHUNK_SECONDS = 28.0
@@ -44,6 +44,7 @@ def load_separator(
         InputError: there is no model, it is damaged, or it cannot run so.
     """
     path = locate_model(os.fspath(name_or_path).rstrip("/"))
+    mention_licence(path)
     if not tf.io.gfile.exists(os.path.join(path, "saved_model.pb")) or _has_weights(path):
         return as_separator(read_model(path, niter, softmask)[0], chunk_seconds)
     profile = Profile.read(os.path.join(path, EXTRA_ASSETS, profiles.FILE_NAME)).model
