@@ -3,6 +3,7 @@
     python -m benchmarks.separation --open-unmix-python PYTHON [--seconds 60] [--file MUSIC] [--niter 0 1]
                                     [--repeat 5] [--threads 2] [--hidden-size 512] [--work FOLDER]
     python -m benchmarks.separation --work FOLDER [...]                # ours alone, as while optimising
+    python -m benchmarks.separation --model NAME [--seconds 60] [--file MUSIC] [--niter 0 1] [--threads 2]
     python -m benchmarks.separation --chunking DATABASE/SPLIT --model FOLDER [--chunk-seconds 10 60] [--niter 0 1]
 
 PYTHON is one of an environment with openunmix 1.3.0, a CPU build of PyTorch and NumPy (not torchaudio).
@@ -13,6 +14,8 @@ own, and run in turns, never at once.
 The first form prints the median seconds of each program and their ratio; what the first call costs on top
 (tracing, compiling); the relative RMS difference of the estimates, which includes what chunking does; and
 the floor: the seconds that the network's matrix products alone would take at the rate of large ones.
+
+The third form times a model by itself, as `umx-pro separate` would run it but for reading and writing files.
 
 The last form joins the samples of a split end to end, separates their sum in chunks and undivided, and
 prints by how many dB their SDR differs (BSSEval v4, median over 1 s windows).
@@ -65,6 +68,9 @@ def main() -> None:
         if not options.model:
             parser.error("--chunking needs --model")
         compare_chunking(options.chunking, options.model, options.chunk_seconds, options.niter)
+        return
+    if options.model:
+        time_model(options)
         return
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or scratch
@@ -123,6 +129,22 @@ def compare_programs(options: argparse.Namespace, work: str) -> None:
             print("         difference: " + difference(run.estimates, np.load(output), separator.targets), flush=True)
     if theirs:
         theirs.close()
+
+
+def time_model(options: argparse.Namespace) -> None:
+    """Time one model."""
+    import umx_model as umx
+
+    mixture = read(options.file, options.seconds) if options.file else synthetic(options.seconds)
+    seconds = len(mixture) / SAMPLE_RATE
+    for niter in options.niter:
+        run = _Separation(umx.load_separator(options.model, niter=niter), mixture)
+        first, times = run(), [run() for _ in range(options.repeat)]
+        median = statistics.median(times)
+        print(
+            f"niter {niter}: {seconds:.1f} s of audio in {median:.2f} s ({listed(times)}), "
+            f"{seconds / median:.0f}x real time; first call +{first - median:.1f} s"
+        )
 
 
 class _Separation:

@@ -206,6 +206,7 @@ def test_a_training_that_sigterm_stopped_goes_on(tmp_path: Path, make_database: 
                 "training_folder": str(tmp_path / "training"),
                 "push_destination": "",
                 "warm_start": False,
+                "init_from": "",
                 "code_version": "1",
             },
             {"examples": {"artifacts": [examples]}, "anomalies": found},
