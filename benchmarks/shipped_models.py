@@ -64,6 +64,8 @@ def main() -> None:
     parser.add_argument("--ship", metavar="FOLDER")
     parser.add_argument("--notes", metavar="FILE")
     arguments = parser.parse_args()
+    if arguments.ship and not arguments.notes:
+        parser.error("--ship needs --notes")
     wanted = arguments.targets.split(",") if arguments.targets else None
     if arguments.ship:
         profile = ship(arguments.model, arguments.ship)

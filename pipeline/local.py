@@ -55,9 +55,7 @@ from umx_model.errors import InputError
 from umx_model.evaluation.evaluate import METRIC, table
 from umx_model.evaluation.scores import TrackScores, summarize_mixture
 from umx_model.model.spectral_filter import check_architecture
-from umx_model.pretrained import locate_model
 from umx_model.train.checks import check_trainable
-from umx_model.train.warm_start import check_start
 
 _log = logging.getLogger(__name__)
 
@@ -188,8 +186,6 @@ def check_settings(settings: PipelineSettings) -> None:
     profile = settings.profile
     check_architecture(profile.model)
     samples = read_database(settings.data, profile.mixture_targets)
-    if settings.init_from:
-        check_start(profile.model, locate_model(settings.init_from))
     check_trainable(profile, samples, max(1, len(tf.config.list_physical_devices("GPU"))))
     # Used whole, so any length does that holds an STFT frame.
     check_fits(samples.get("test", ()), profile.model, profile.model.n_fft / profile.model.sample_rate)

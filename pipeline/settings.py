@@ -24,6 +24,7 @@ from umx_model.errors import InputError
 from umx_model.evaluation.gate import GateRule, check_floors
 from umx_model.pretrained import locate_model, shipped_models
 from umx_model.profile import FILE_NAME, Profile, explain
+from umx_model.train.warm_start import check_start
 
 ENVIRONMENT_PREFIX = "UMX_PRO_"
 
@@ -141,6 +142,8 @@ class RunSettings(GateRule):
             document["init_from"] = _find_model(str(init_from))
         source: Any = document.get("profile") or (locate_model(document["init_from"]) if init_from else {})
         document["profile"] = _profile(source, targets, changes, str(data))
+        if init_from:
+            check_start(document["profile"].model, locate_model(document["init_from"]))
         try:
             return cls.model_validate(document)
         except ValidationError as error:

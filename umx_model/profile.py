@@ -60,7 +60,7 @@ class ModelProfile(_Settings):
     )
     niter: StrictInt = Field(1, ge=0, description="EM iterations when separating")
     normalize_level: bool = Field(
-        False, description="bring mixtures to the level of the training music first, and estimates back"
+        False, description="show the network mixtures at the level of the training music, whatever level they have"
     )
     softmask: bool = Field(False, description="start EM from a soft mask instead of the mixture's phase")
     window_frames: StrictInt = Field(300, ge=1, description="frames that EM refines together; bounds its memory")

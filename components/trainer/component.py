@@ -60,7 +60,8 @@ class Trainer(base_component.BaseComponent):
             there is one of the same architecture, targets and sizes; else from random ones. Which version that is
             does not make a finished training run again.
         init_from: model whose weights training starts from where it does not from served ones: the name of one
-            that comes with the program, or a model folder; empty for random weights.
+            that comes with the program, or a model folder; empty for random weights. Which weights it holds does
+            not make a finished training run again either.
         targets, epochs, batch_size, excerpt_seconds: in place of the profile's; targets comma-separated.
         custom_job: machines of Vertex AI to train on; None for the one that the component runs on.
     """
@@ -102,7 +103,6 @@ class Trainer(base_component.BaseComponent):
                     "umx_model.model",
                     "umx_model.data",
                     "umx_model.train",
-                    "umx_model.pretrained",
                     "umx_model.inference.xla",
                     "components.trainer",
                     "components.pusher.versions",

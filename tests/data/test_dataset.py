@@ -227,6 +227,19 @@ def test_speed_plays_a_tone_higher_or_lower(tmp_path: Path, subtype: str, random
             np.testing.assert_allclose(excerpt[200:-200, :, target], expected[200:-200], atol=2e-3)
 
 
+@pytest.mark.parametrize("extension", ["wav", "flac"])
+def test_a_sample_exactly_as_long_as_the_fastest_excerpt(tmp_path: Path, extension: str) -> None:
+    # As a float32, 1.2 is more than 1.2, and takes one sample more than there is.
+    root = tmp_path / extension
+    for split in ("train", "valid"):
+        folder = root / split / "a"
+        folder.mkdir(parents=True)
+        for target in TARGETS:
+            sf.write(folder / f"{target}.{extension}", np.full((2400, 2), 0.5), RATE)
+    for excerpt in take(root, 3, gain_range=None, swap_channels=0.0, speed_range=(1.2, 1.2)):
+        np.testing.assert_allclose(excerpt[200:-200], 0.5, atol=1e-3)
+
+
 def test_speeds_have_the_promised_distribution() -> None:
     drawn = draws(3000, speed_range=(0.5, 1.1))
     octaves = np.log2(drawn.speeds.ravel())

@@ -11,6 +11,7 @@ from umx_model.model.spectral_filter import (
     JointSpectralFilter,
     SpectralFilterLayer,
     get_joint_spectral_filter,
+    level,
     register_spectral_filter,
     set_input_statistics,
 )
@@ -222,7 +223,9 @@ def test_level_changes_nothing_where_it_is_normalized():
     set_input_statistics(model, *moments)
     estimates = model(magnitude).numpy()
     np.testing.assert_allclose(model(0.1 * magnitude).numpy(), 0.1 * estimates, rtol=1e-4, atol=1e-6)
-    # Each mixture has a level of its own, and silence around it has no part in it.
+    padded = np.pad(magnitude, [(0, 0), (0, 9), (0, 0), (0, 0)])
+    np.testing.assert_allclose(level(padded), level(magnitude), rtol=1e-6)  # silence around it has no part in it
+    # Each mixture has a level of its own.
     louder = np.stack([magnitude[0], 5 * magnitude[1]])
     np.testing.assert_allclose(model(louder).numpy()[0], estimates[0], rtol=1e-5, atol=1e-6)
     assert np.isfinite(model(0 * magnitude).numpy()).all()

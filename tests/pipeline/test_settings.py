@@ -86,6 +86,8 @@ def test_a_model_to_start_from_brings_its_profile(tmp_path: Path, monkeypatch: p
     own = {**PROFILE, "train": {"epochs": 8}}
     assert load({"data": "d", "init_from": "mine", "profile": own}).profile.train.epochs == 8
     assert load({"data": "d", "profile": PROFILE}).init_from == ""
+    with pytest.raises(InputError, match="model.hidden_size is 8 there, 16 here"):
+        load({"data": "d", "init_from": "mine", "set": {"model.hidden_size": 16}})
     with pytest.raises(InputError, match="yours: no such model"):
         load({"data": "d", "init_from": "yours"})
 

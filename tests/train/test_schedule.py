@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from umx_model.train.schedule import EarlyStopping, PlateauDecay, cosine_decay
+from umx_model.train.schedule import EarlyStopping, PlateauDecay, cosine_decay, share_done
 
 
 def rates(plateau: PlateauDecay, losses: list[float], rate: float = 1.0) -> list[float]:
@@ -86,5 +86,11 @@ def test_half_a_cosine_to_nothing() -> None:
     assert rates == pytest.approx([0.001 * (1 + math.cos(math.pi * epoch / 8)) for epoch in range(9)])
     # A rate that was lowered stays lower, and what is trained for longer than was planned stands still.
     assert cosine_decay(rates[3] / 2, 3 / 8, 4 / 8) == pytest.approx(rates[4] / 2)
-    assert cosine_decay(rates[7], 7 / 8, 1.1) == 0
-    assert cosine_decay(0.0, 1.1, 1.2) == 0
+    assert cosine_decay(rates[7], 7 / 8, 1.0) == 0
+    assert cosine_decay(0.0, 1.0, 1.0) == 0
+
+
+def test_share_done_by_epochs_or_time() -> None:
+    assert share_done(3, 30, 4, None) == 0.75
+    assert share_done(3, 30, 12, 1.0) == 0.5
+    assert share_done(5, 0, 4, 1.0) == 1

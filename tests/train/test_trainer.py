@@ -333,6 +333,11 @@ def test_a_cosine_brings_the_rate_down_by_the_last_epoch_or_minute(root: Path, t
         return [entry["learning_rate"] for entry in history]
 
     assert rates(epochs=4) == pytest.approx([0.005 * (1 + np.cos(np.pi * epoch / 4)) for epoch in range(4)])
+    longer = make_profile(excerpts_per_sample=1, decay="cosine", epochs=2)
+    train(longer, root, tmp_path / "longer", quiet=True)
+    longer = longer.updated({"train.epochs": 4})
+    history = train(longer, root, tmp_path / "longer", quiet=True, resume=True).history
+    assert [entry["learning_rate"] for entry in history] == pytest.approx([0.01, 0.005, 0.005, 0.005 * (1 - 0.5**0.5)])
     by_time = rates(epochs=400, max_minutes=0.05)
     assert 2 < len(by_time) < 400
     assert np.all(np.diff(by_time) < 0)

@@ -133,5 +133,9 @@ def test_the_licence_is_inherited_and_scores_are_not(root: Path, first: Path, tm
     made = train(make_profile(), root, tmp_path / "warm", quiet=True, start_from=licensed)
     assert made.license == "CC-BY-NC-SA-4.0"
     assert train(start, root, tmp_path / "own", quiet=True, start_from=licensed).scores == {}
+    own = make_profile().model_copy(update={"license": "CC0-1.0"})
+    for _ in range(2):
+        both = train(own, root, tmp_path / "both", quiet=True, start_from=licensed, resume=True)
+        assert both.license == "CC-BY-NC-SA-4.0 AND CC0-1.0"
     resumed = train(make_profile(train__epochs=2), root, tmp_path / "warm", quiet=True, resume=True)
     assert resumed.license == "CC-BY-NC-SA-4.0"

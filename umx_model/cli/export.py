@@ -32,9 +32,11 @@ def export(
     """
     from umx_model.model import export as exporting
     from umx_model.model.folder import read_model
-    from umx_model.pretrained import locate_model
+    from umx_model.pretrained import locate_model, mention_licence
 
-    found, profile = read_model(locate_model(model), niter=niter, softmask=softmask)
+    path = locate_model(model)
+    mention_licence(path)
+    found, profile = read_model(path, niter=niter, softmask=softmask)
     exporting.export(found, profile, output, tflite=tflite)
     print(f"SavedModel: {output}, {', '.join(profile.model.targets)}", flush=True)
     if tflite:

@@ -252,12 +252,13 @@ def separate(
 def _default_model() -> str:
     from umx_model.pretrained import known_models
 
-    if DEFAULT_MODEL not in known_models():
+    known = known_models()
+    if DEFAULT_MODEL not in known:
         raise InputError(
             "no model given: add --model with a model folder (of `umx-pro train`), a weights file, "
             "a checkpoint, a SavedModel (of the pipeline) or a name that `umx-pro models` lists"
         )
-    return DEFAULT_MODEL
+    return known[DEFAULT_MODEL]  # not what has this name in the working folder
 
 
 def _aggregates(options: Sequence[str]) -> dict[str, list[str]]:

@@ -156,13 +156,15 @@ def train(
       130   stopped by Ctrl-C, with a checkpoint
       143   stopped by SIGTERM, with a checkpoint
     """
-    from umx_model.pretrained import locate_model
+    from umx_model.pretrained import locate_model, mention_licence
     from umx_model.train.trainer import train as run
 
     changes: dict[str, Any] = dict(_setting(text) for text in settings or [])
     if targets:
         changes["model.targets"] = targets
     start_from = None if init_from is None else locate_model(init_from)
+    if start_from is not None:
+        mention_licence(start_from)
     start = _starting_profile(profile, data, output, backup, resume, start_from, names(targets) if targets else None)
     wanted = start.updated(changes)
     if target:

@@ -102,7 +102,8 @@ def draw(
         speeds = tf.exp(tf.random.stateless_uniform(tf.shape(samples), key, low, high, alg=_ALGORITHM))
     positions = tf.random.stateless_uniform(tf.shape(samples), seeds[0], dtype=tf.float64, alg=_ALGORITHM)
     played = tf.cast(tf.math.ceil(tf.cast(speeds, tf.float64) * excerpt_samples), tf.int64)
-    choices = tf.gather(lengths, samples) - played + 1
+    # A speed is a float32, and the highest may be a hair above what samples were checked for.
+    choices = tf.maximum(tf.gather(lengths, samples) - played + 1, 1)
     starts = tf.minimum(tf.cast(positions * tf.cast(choices, tf.float64), tf.int64), choices - 1)
 
     low, high = gain_range if gain_range is not None else (1.0, 1.0)

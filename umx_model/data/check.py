@@ -136,7 +136,7 @@ def too_short(samples: Sequence[Sample], excerpt_seconds: float) -> list[str]:
     return [
         f"{os.path.join(sample.split, sample.id)}: {sample.length / sample.sample_rate:.2f} s long, an excerpt takes "
         f"{excerpt_seconds:g} s ({sample.length} of {wanted} samples); "
-        "shorten train.excerpt_seconds or remove the sample"
+        "shorten train.excerpt_seconds (or lower train.speed_range, where it is set) or remove the sample"
         for sample in samples
         if sample.length < (wanted := round(excerpt_seconds * sample.sample_rate))
     ]

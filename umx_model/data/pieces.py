@@ -78,7 +78,8 @@ class PieceReader:
             starts: int64 `[targets]`, first sample.
             gains: float32 `[targets]`, to multiply with.
             swaps: bool `[targets]`, whether left and right change places (stereo only).
-            speeds: float32 `[targets]`, at which it is played; `ceil(length * speed)` samples are read.
+            speeds: float32 `[targets]`, at which it is played; `ceil(length * speed)` samples are read, as far
+                as there are so many.
 
         Returns:
             float32 `[length, channels, targets]`.
@@ -88,8 +89,11 @@ class PieceReader:
         """
         waveforms = _aligned((int(length), self._channels, len(samples)))
         for target, (sample, start) in enumerate(zip(samples, starts, strict=True)):
+            info = self._infos[sample][target]
             played = int(np.ceil(float(speeds[target]) * length))
-            values, scale = _read(self._file(self._infos[sample][target]), int(start), played, self._channels)
+            if speeds[target] != 1:
+                played = min(played, info.samples - int(start))
+            values, scale = _read(self._file(info), int(start), played, self._channels)
             if speeds[target] != 1:
                 values = _play(values, float(speeds[target]), int(length))
             factor = np.float32(gains[target] * scale)

@@ -80,16 +80,15 @@ def mention_licence(path: str) -> None:
     Args:
         path: of a model; nothing is told of those that do not come with the program.
     """
-    name = next((name for name, folder in shipped_models().items() if folder == path), None)
+    real = os.path.realpath(path)
+    name = next((name for name, folder in shipped_models().items() if os.path.realpath(folder) == real), None)
     if name is None:
         return
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     mentioned = Path(cache, "umx-pro", "licences-mentioned", name)
-    with contextlib.suppress(OSError):  # where nothing can be remembered, it is told every time
+    with contextlib.suppress(OSError):
         if mentioned.exists():
             return
-        mentioned.parent.mkdir(parents=True, exist_ok=True)
-        mentioned.touch()
     stated = Profile.read(path).license or "not stated"
     print(
         f"umx-pro: licence of the model {name}: {_TERMS.get(stated, stated)}; see {os.path.join(path, 'card.md')} "
@@ -97,3 +96,7 @@ def mention_licence(path: str) -> None:
         file=sys.stderr,
         flush=True,
     )
+    if mentioned.is_absolute():  # there is a home
+        with contextlib.suppress(OSError):  # where nothing can be remembered, it is told every time
+            mentioned.parent.mkdir(parents=True, exist_ok=True)
+            mentioned.touch()

@@ -53,7 +53,10 @@ def describe_excerpts(profile: Profile, samples: Sequence[Sample], first: int, c
         )
         places = [
             f"{target} from {samples[sample].id} at {start / profile.model.sample_rate:.2f} s"
-            for target, sample, start in zip(targets, drawn.samples.numpy(), drawn.starts.numpy(), strict=True)
+            for target, sample, start, gain in zip(
+                targets, drawn.samples.numpy(), drawn.starts.numpy(), drawn.gains.numpy(), strict=True
+            )
+            if gain
         ]
         lines.append(f"excerpt {int(number)}: {', '.join(places)}")
     return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -216,6 +216,7 @@ class Loop:
         train_losses = np.array(state.loss_sums) / state.epoch_excerpts
         valid_loss = float(np.mean(valid_losses))
         self._expect_finite(valid_losses, "validation")
+        (seconds,) = run.workers.maximum(run.seconds)  # the rate may depend on it
         with run.lock:
             if state.stopping.step(valid_loss):
                 run.save_best()
@@ -226,15 +227,15 @@ class Loop:
                 "train_loss": float(np.mean(train_losses)),
                 "valid_loss": valid_loss,
                 "learning_rate": learning_rate,
-                "seconds": round(run.seconds, 3),
+                "seconds": round(seconds, 3),
             }
             entry |= {f"valid_loss/{target}": float(loss) for target, loss in zip(targets, valid_losses, strict=True)}
             state.history.append(entry)
             state.epoch += 1
             rate = state.plateau.step(valid_loss, learning_rate)
             if self._settings.decay == "cosine":
-                before = self._share_done(state.history[-2]) if state.epoch > 1 else 0.0
-                rate = cosine_decay(learning_rate, before, self._share_done(entry))
+                before = run.share_done(state.epoch - 1)
+                rate = cosine_decay(learning_rate, before, run.share_done(state.epoch))
             run.optimizer.learning_rate = rate
             state.setbacks = 0
             state.epoch_excerpts = 0
@@ -250,11 +251,6 @@ class Loop:
             "epoch %d: training loss %.6g, validation loss %.6g (best %.6g), learning rate %.3g, %.0f s",
             *(state.epoch, entry["train_loss"], valid_loss, state.stopping.best, learning_rate, entry["seconds"]),
         )
-
-    def _share_done(self, entry: Mapping[str, float]) -> float:
-        """Return how much of the training was done after an epoch, by epochs or by time, from 0 up."""
-        minutes = self._settings.max_minutes
-        return max(entry["epoch"] / self._settings.epochs, entry["seconds"] / (60 * minutes) if minutes else 0.0)
 
     def _log_training(self) -> None:
         """Give TensorBoard what happened since the last point."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from umx_model.train.adam import make_optimizer
 from umx_model.train.backup import Backup
 from umx_model.train.checkpoints import Checkpoints, Copy, LoopState
 from umx_model.train.provenance import continued, provenance
+from umx_model.train.schedule import share_done
 from umx_model.train.statistics import input_statistics
 from umx_model.train.strategy import Workers
 from umx_model.train.warm_start import take_weights
@@ -175,8 +177,11 @@ class Run:
         self.save()
 
     def _inherit_license(self, model: str) -> None:
-        """Keep to the licence of the weights that training starts from, where the profile states none."""
-        self.profile = self.profile.model_copy(update={"license": self.profile.license or Profile.read(model).license})
+        """Keep to the licence of the weights that training starts from, besides the one that the profile states."""
+        ours, theirs = self.profile.license, Profile.read(model).license
+        if ours and theirs:
+            theirs = theirs if ours in theirs else f"{theirs} AND {ours}"
+        self.profile = self.profile.model_copy(update={"license": theirs or ours})
 
     def _follow_chief(self) -> None:
         """Give every worker the chief's model, optimizer and state."""
@@ -200,6 +205,17 @@ class Run:
             _log.info("the learning rate is now train.learning_rate, %g", self.settings.learning_rate)
             self.optimizer.learning_rate = self.settings.learning_rate
             state.plateau.restart_count()
+        done = self.share_done(state.epoch)
+        if self.settings.decay == "cosine" and done < 1 and float(self.optimizer.learning_rate.numpy()) == 0:
+            # It had ended, and is to last longer now.
+            rate = self.settings.learning_rate * (1 + math.cos(math.pi * done)) / 2
+            _log.info("the learning rate goes on from %.3g", rate)
+            self.optimizer.learning_rate = rate
+
+    def share_done(self, epochs: int) -> float:
+        """Return how much of the training was done after so many epochs, from 0 to 1."""
+        seconds = self.state.history[epochs - 1]["seconds"] if epochs else 0.0
+        return share_done(epochs, seconds, self.settings.epochs, self.settings.max_minutes)
 
     def save(self) -> None:
         """Write a checkpoint, unless nothing has happened since the last one was written or read.

@@ -53,6 +53,11 @@ class PlateauDecay:
         self.bad_epochs = self.cooldown_left = 0
 
 
+def share_done(epoch: float, seconds: float, epochs: int, max_minutes: float | None) -> float:
+    """Return how much of a training is done, by epochs or by time, from 0 to 1."""
+    return min(1.0, max(epoch / epochs, seconds / (60 * max_minutes) if max_minutes else 0.0))
+
+
 def cosine_decay(learning_rate: float, before: float, now: float) -> float:
     """Return the rate to go on with, given the one of the last epoch.
 
@@ -66,7 +71,7 @@ def cosine_decay(learning_rate: float, before: float, now: float) -> float:
     """
     if before >= 1:
         return 0.0
-    return learning_rate * (1 + math.cos(math.pi * min(now, 1.0))) / (1 + math.cos(math.pi * before))
+    return learning_rate * (1 + math.cos(math.pi * now)) / (1 + math.cos(math.pi * before))
 
 
 @dataclasses.dataclass
