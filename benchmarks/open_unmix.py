@@ -18,7 +18,7 @@ from typing import Any
 sys.modules["torchaudio"] = types.ModuleType("torchaudio")
 
 import numpy as np  # noqa: E402
-import torch  # type: ignore[import-not-found]  # noqa: E402
+import torch  # noqa: E402
 from openunmix import model, transforms, utils  # type: ignore[import-not-found]  # noqa: E402
 
 TARGETS = ("vocals", "drums", "bass", "other")

@@ -16,7 +16,7 @@ from typing import Any
 sys.modules["torchaudio"] = types.ModuleType("torchaudio")
 
 import soundfile as sf  # noqa: E402
-import torch  # type: ignore[import-not-found]  # noqa: E402
+import torch  # noqa: E402
 from openunmix import data  # type: ignore[import-not-found]  # noqa: E402
 
 
