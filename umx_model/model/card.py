@@ -34,7 +34,7 @@ def model_card(
         "## Use",
         "    umx-pro separate --model FOLDER SONG",
         "With any TensorFlow: `serving_default(mixture: float32 [batch, samples, channels]) -> {target: float32 "
-        "[batch, samples, channels]}` of the SavedModel.",
+        "[batch, samples, channels]}` of the SavedModel, which a pushed version is and `umx-pro export FOLDER` writes.",
     ]
     if figures:
         parts += ["## Scores", f"{metric}.", _table(figures, model.targets)]
