@@ -52,6 +52,33 @@ def test_gradient_equals_keras(reverse, compiled):
         np.testing.assert_allclose(ours_gradient, their_gradient, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("products", "tolerance"), [("float64", 1e-5), ("bfloat16", 0.03)])
+def test_products_of_another_precision(reverse, products, tolerance):
+    """In float64 they show that the frame by frame path is exact; in bfloat16, how it is used."""
+    plain, _, inputs = pair(reverse)
+    mixed = LSTM(6, reverse=reverse, products=products)
+    mixed(inputs)
+    mixed.set_weights(plain.get_weights())
+    results = []
+    for layer in (plain, mixed):
+
+        @tf.function
+        def compute(layer=layer):
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                outputs = layer(inputs)
+                loss = tf.reduce_sum(tf.sin(outputs))
+            return outputs, *tape.gradient(loss, [inputs, *(v.value for v in layer.trainable_variables)])
+
+        results.append([tensor.numpy() for tensor in compute()])
+    for one, other in zip(*results, strict=True):
+        assert one.dtype == other.dtype == np.float32
+        np.testing.assert_allclose(one, other, atol=tolerance * np.abs(one).max())
+    if products == "bfloat16":
+        assert any(np.abs(one - other).max() > 1e-4 for one, other in zip(*results, strict=True))
+
+
 def test_forward_only_gives_equal_outputs_and_refuses_gradients():
     ours, _, inputs = pair(reverse=True)
     expected = ours(inputs)

@@ -150,8 +150,9 @@ class BLSTMSpectralFilterLayer(BridgedSpectralFilterLayer):
         dropout: rate between recurrent layers while training, fresh for every frame and unit.
         normalize_level: except in training, bring each mixture to the level of the training music before it is
             standardised. Masks then do not depend on the level, while in training random gains do their work.
-        dtype: policy of the dense layers, such as `mixed_float16`, which a saved model does not keep. The
-            input's scaling, batch normalisation, the recurrence and the mask's use are float32 always.
+        dtype: policy of the dense layers, such as `mixed_float16`, which a saved model does not keep. What LSTMs
+            multiply for all frames at once is as precise, on CPU. The input's scaling, batch normalisation, the
+            recurrence and the mask's use are float32 always.
 
     Raises:
         ValueError: an impossible setting, or magnitudes of another shape.
@@ -204,9 +205,12 @@ class BLSTMSpectralFilterLayer(BridgedSpectralFilterLayer):
         self.encoder = keras.layers.Dense(hidden_size, use_bias=False, dtype=dtype, name="encoder")
         self.encoder_norm = _batch_norm("encoder_norm")
         units = hidden_size if unidirectional else hidden_size // 2
-        self.forward_lstms = [LSTM(units, dtype="float32", name=f"lstm_{i}_forward") for i in range(layers)]
+        products = self.encoder.compute_dtype
+        self.forward_lstms = [
+            LSTM(units, products=products, dtype="float32", name=f"lstm_{i}_forward") for i in range(layers)
+        ]
         self.backward_lstms = [
-            LSTM(units, reverse=True, dtype="float32", name=f"lstm_{i}_backward")
+            LSTM(units, reverse=True, products=products, dtype="float32", name=f"lstm_{i}_backward")
             for i in range(0 if unidirectional else layers)
         ]
         self.dropouts = [keras.layers.Dropout(dropout, dtype="float32", name=f"dropout_{i}") for i in range(layers - 1)]
