@@ -104,6 +104,7 @@ class Trainer(base_component.BaseComponent):
                     "umx_model.data",
                     "umx_model.train",
                     "umx_model.inference.xla",
+                    "umx_model.pretrained",
                     "components.trainer",
                     "components.pusher.versions",
                     "data_schema",
