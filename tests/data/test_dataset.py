@@ -1,6 +1,8 @@
 """The tf.data pipeline, held against soundfile's reading of the same files."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -425,3 +427,15 @@ def test_what_goes_wrong_while_reading_names_the_file(tmp_path: Path, extension:
 
 def test_other_errors_are_not_blamed_on_files() -> None:
     assert reading_error(tf.errors.ResourceExhaustedError(None, None, "out of memory")) is None
+
+
+def test_a_program_may_end_while_excerpts_are_read_ahead(noise_database: Path) -> None:
+    """Threads that called Python while it ended waited for it, and it for them."""
+    script = (
+        "from umx_model import FixedSourcesTrackFolderDataset\n"
+        f"excerpts = FixedSourcesTrackFolderDataset({str(noise_database)!r}, 'train', {TARGETS}, 0.25)\n"
+        "print(next(iter_ := iter(excerpts.batch(16).prefetch(64))).shape)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "(16, 2000, 2, 2)\n"

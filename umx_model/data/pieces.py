@@ -6,7 +6,11 @@ pass over them, which takes a third of the time that libsndfile does; libsndfile
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import atexit
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +33,48 @@ _IN_PLACE = {
 _SPEED_QUALITY = "MQ"
 # Of a tensor that TensorFlow takes over from NumPy without a copy.
 _ALIGNMENT = 64
+
+
+class _Reads:
+    """Those underway, which the interpreter must not end in the midst of.
+
+    tf.data reads ahead on threads of its own. One that wants to call Python while the interpreter ends waits for
+    it, and the interpreter for the thread, for ever. So at the end all reads return at once, until the
+    buffers are full and no more are asked for.
+    """
+
+    QUIET_SECONDS = 0.2
+    PATIENCE_SECONDS = 5.0
+
+    def __init__(self) -> None:
+        self.ending = False
+        self._underway = 0
+        self._latest = 0.0
+        self._lock = threading.Lock()
+        atexit.register(self._end)
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Count a read."""
+        with self._lock:
+            self._underway += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._underway -= 1
+                self._latest = time.monotonic()
+
+    def _end(self) -> None:
+        self.ending = True
+        began = time.monotonic()
+        while time.monotonic() - began < self.PATIENCE_SECONDS:
+            if not self._underway and time.monotonic() - self._latest > self.QUIET_SECONDS:
+                return
+            time.sleep(0.02)
+
+
+_reads = _Reads()
 
 
 class _File(NamedTuple):
@@ -88,6 +134,22 @@ class PieceReader:
             InputError: a file is missing, truncated, corrupt, or holds NaN or infinite values.
         """
         waveforms = _aligned((int(length), self._channels, len(samples)))
+        with _reads.one():
+            if not _reads.ending:
+                self._fill(waveforms, samples, starts, gains, swaps, speeds)
+        return waveforms
+
+    def _fill(
+        self,
+        waveforms: np.ndarray,
+        samples: np.ndarray,
+        starts: np.ndarray,
+        gains: np.ndarray,
+        swaps: np.ndarray,
+        speeds: np.ndarray,
+    ) -> None:
+        """Read into `[length, channels, targets]`; see `read`."""
+        length = len(waveforms)
         for target, (sample, start) in enumerate(zip(samples, starts, strict=True)):
             info = self._infos[sample][target]
             played = int(np.ceil(float(speeds[target]) * length))
@@ -95,7 +157,7 @@ class PieceReader:
                 played = min(played, info.samples - int(start))
             values, scale = _read(self._file(info), int(start), played, self._channels)
             if speeds[target] != 1:
-                values = _play(values, float(speeds[target]), int(length))
+                values = _play(values, float(speeds[target]), length)
             factor = np.float32(gains[target] * scale)
             out = waveforms[..., target]
             if swaps[target] and self._channels == 2:
@@ -104,7 +166,6 @@ class PieceReader:
                 np.multiply(values[:, 0], factor, out=out[:, 1], dtype=np.float32)
             else:
                 np.multiply(values, factor, out=out, dtype=np.float32)
-        return waveforms
 
 
 def _play(values: np.ndarray, speed: float, length: int) -> np.ndarray:
