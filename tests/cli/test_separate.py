@@ -42,6 +42,18 @@ def test_files(umx_pro, model, songs):
     assert sf.info("out/one/vocals.wav").frames == RATE
 
 
+def test_no_model_named(umx_pro, songs, monkeypatch):
+    """The one that comes with the program; not what has its name here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(songs / "cache"))
+    monkeypatch.delenv("UMX_PRO_MODELS", raising=False)
+    os.mkdir("vocals-accompaniment")
+    code, _, err = umx_pro("separate", "one.wav")
+    assert code == 0
+    assert tree("separated") == ["one/accompaniment.wav", "one/vocals.wav"]
+    licence = "licence of the model vocals-accompaniment: CC BY-NC-SA 4.0, not for commercial use"
+    assert re.fullmatch(f"umx-pro: {licence}; see .*card.md \\(shown once\\)\n", err)
+
+
 def test_every_format_of_the_inputs(umx_pro, model, songs):
     waveform = helpers.stem("vocals", 0.5, 48000)
     os.mkdir("music")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.settings import PipelineSettings
+from umx_model.cli.common import DEFAULT_MODEL
 from umx_model.errors import InputError
 from umx_model.evaluation.gate import GateRule
 
@@ -90,6 +91,9 @@ def test_a_model_to_start_from_brings_its_profile(tmp_path: Path, monkeypatch: p
         load({"data": "d", "init_from": "mine", "set": {"model.hidden_size": 16}})
     with pytest.raises(InputError, match="yours: no such model"):
         load({"data": "d", "init_from": "yours"})
+    shipped = load({"data": "d", "init_from": DEFAULT_MODEL})
+    assert shipped.init_from == DEFAULT_MODEL  # which the program has wherever it runs
+    assert shipped.profile.model.targets == ("vocals", "accompaniment")
 
 
 def test_targets_are_found_in_the_database(database: Path) -> None:

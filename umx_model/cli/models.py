@@ -31,7 +31,7 @@ def models(
     """
     import tensorflow as tf
 
-    from umx_model.pretrained import VARIABLE, find_models, known_models
+    from umx_model.pretrained import find_models, known_models
     from umx_model.profile import Profile
 
     found: list[tuple[str, str]] = []
@@ -44,12 +44,6 @@ def models(
         found += models.items()
     if not folders:
         found = list(known_models().items())
-        if not found:
-            print(
-                "no models: none comes with this version. Train one (`umx-pro train`), convert one (`umx-pro convert "
-                f"open-unmix`), and name the folder that holds your models in the environment variable {VARIABLE}."
-            )
-            return
     rows: list[tuple[str, ...]] = [HEADER]
     wrong = 0
     for name, folder in found:
@@ -60,7 +54,7 @@ def models(
             wrong += 1
     if len(rows) > 1:
         print(_table(rows))
-    if not folders and DEFAULT_MODEL in dict(found):
+    if not folders:
         print(f"`umx-pro separate` uses {DEFAULT_MODEL} where --model names no other.")
     if wrong:
         raise typer.Exit(WRONG_INPUT)

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 EXAMPLES = """
 Examples:
 
-umx-pro separate --model MODEL song.mp3
+umx-pro separate song.mp3
 
-umx-pro separate --model MODEL --two-stems vocals --format flac album/ -o karaoke
+umx-pro separate --targets accompaniment --format flac album/ -o karaoke
 
-umx-pro separate --model MODEL --aggregate accompaniment=bass+drums+other song.wav
+umx-pro separate --model MODEL --aggregate rhythm=bass+drums song.wav
 
 umx-pro separate --model MODEL --bit-depth 32f --name "{target}/{track}.{ext}" *.wav
 """
@@ -89,7 +89,7 @@ def separate(
             "-m",
             help="A name that `umx-pro models` lists, a model folder, a weights file, a checkpoint or a SavedModel.",
             metavar="NAME|DIR",
-            show_default=f"{DEFAULT_MODEL}, where it is known",
+            show_default=DEFAULT_MODEL,
         ),
     ] = None,
     output: Annotated[
@@ -196,15 +196,16 @@ def separate(
     An input that fails does not stop the others and leaves nothing half-written. The exit code is 0 if all were
     separated, 2 if some were not and their error lines say how to mend that, 1 for any other failure, 130 for Ctrl-C.
     """
-    if model is None:
-        model = _default_model()
     sums = _aggregates(aggregates or [])
     sources = find_sources(inputs, output)
 
     from umx_model.inference.files import stem_paths, subtype
     from umx_model.inference.restore import CHUNK_SECONDS, load_separator
     from umx_model.inference.stems import StemSelection
+    from umx_model.pretrained import known_models
 
+    if model is None:
+        model = known_models()[DEFAULT_MODEL]  # not what has this name in the working folder
     selection = StemSelection(names(targets) if targets is not None else None, two_stems, residual, sums)
     subtype(stem_format.value, bit_depth.value if bit_depth else None)  # may be refused before the model is read
     _choose_device(device)
@@ -247,18 +248,6 @@ def separate(
                 say(_summary(done))
     if failures:
         raise typer.Exit(FAILED if FAILED in failures else WRONG_INPUT)
-
-
-def _default_model() -> str:
-    from umx_model.pretrained import known_models
-
-    known = known_models()
-    if DEFAULT_MODEL not in known:
-        raise InputError(
-            "no model given: add --model with a model folder (of `umx-pro train`), a weights file, "
-            "a checkpoint, a SavedModel (of the pipeline) or a name that `umx-pro models` lists"
-        )
-    return known[DEFAULT_MODEL]  # not what has this name in the working folder
 
 
 def _aggregates(options: Sequence[str]) -> dict[str, list[str]]:
