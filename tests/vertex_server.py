@@ -251,7 +251,9 @@ def _task(name: str, state: str, earlier: Any) -> Any:
 def _list_jobs(server: VertexServer, found: re.Match[str], query: dict[str, str], body: str) -> str:
     labels = dict(re.findall(r'labels\.(\S+)="([^"]*)"', query.get("filter", "")))
     jobs = [job for job in server.jobs.values() if labels.items() <= dict(job.labels).items()]
-    jobs.sort(key=lambda job: job.create_time, reverse=query.get("orderBy") == "create_time desc")
+    jobs.sort(key=lambda job: job.create_time)
+    if query.get("orderBy") == "create_time desc":
+        jobs.reverse()  # those of one moment, too
     return _page(server, api.ListPipelineJobsResponse, "pipeline_jobs", jobs, query)
 
 

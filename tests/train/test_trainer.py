@@ -338,8 +338,8 @@ def test_a_cosine_brings_the_rate_down_by_the_last_epoch_or_minute(root: Path, t
     longer = longer.updated({"train.epochs": 4})
     history = train(longer, root, tmp_path / "longer", quiet=True, resume=True).history
     assert [entry["learning_rate"] for entry in history] == pytest.approx([0.01, 0.005, 0.005, 0.005 * (1 - 0.5**0.5)])
-    by_time = rates(epochs=400, max_minutes=0.05)
-    assert 2 < len(by_time) < 400
+    by_time = rates(epochs=10000, max_minutes=0.15)  # of which tracing takes seconds
+    assert 2 < len(by_time) < 10000
     assert np.all(np.diff(by_time) < 0)
     assert by_time[-1] < 0.003
 
