@@ -93,8 +93,9 @@ def describe(folder: str, profile: Profile, splits: Sequence[Scores], notes: str
     profile.write(folder)
     card = model_card(os.path.basename(os.path.abspath(folder)), profile)
     use, origin = card.split("## Origin")
+    joined = "\n".join(map(tables, splits))
     with open(os.path.join(folder, CARD), "w") as file:
-        file.write(f"{use}## Scores\n\n{''.join(map(tables, splits))}\n{notes.strip()}\n\n## Origin{origin}")
+        file.write(f"{use}## Scores\n\n{joined}\n{notes.strip()}\n\n## Origin{origin}")
 
 
 def score_model(model: str, split: str, wanted: Sequence[str] | None = None, spleeter: str | None = None) -> Scores:

@@ -35,7 +35,7 @@ umx-pro separate song.mp3
 
 umx-pro separate --targets accompaniment --format flac album/ -o karaoke
 
-umx-pro separate --model MODEL --aggregate rhythm=bass+drums song.wav
+umx-pro separate --model five-targets --aggregate rhythm=bass+drums song.wav
 
 umx-pro separate --model MODEL --bit-depth 32f --name "{target}/{track}.{ext}" *.wav
 """
