@@ -1,6 +1,7 @@
 import itertools
 
 import keras
+import norbert
 import numpy as np
 import pytest
 import scipy.signal
@@ -15,6 +16,7 @@ from umx_model.train.losses import (
     source_combinations,
     squared_error,
     weighted_sdr,
+    wiener_filtered,
 )
 
 
@@ -162,23 +164,46 @@ def test_weight_decay_is_that_of_torch_optim_adam() -> None:
 
 def test_decibels_of_each_excerpt_and_target() -> None:
     rng = np.random.default_rng(5)
-    references = rng.uniform(0, 1, (3, 4, 5, 2, 2)).astype(np.float32)
+    parts = rng.normal(size=(2, 3, 4, 5, 2, 2))
+    references = (parts[0] + 1j * parts[1]).astype(np.complex64)
     mixture = references.sum(axis=-1)
-    # Errors 10 and 40 dB below the mixture: the latter is below the floor, and almost as good as none.
-    noise = rng.normal(size=references.shape) * [10**-0.5, 10**-2]
-    noise *= np.sqrt(np.mean(mixture**2, axis=(1, 2, 3)))[:, None, None, None, None]
-    estimates = (references + noise).astype(np.float32)
-    level = 10 * np.log10(np.mean(mixture**2, axis=(1, 2, 3)))
-    error = 10 * np.log10(np.mean((estimates - references) ** 2, axis=(1, 2, 3)))
+    estimates = np.abs(references) + rng.normal(0, 0.1, references.shape).astype(np.float32)
+    heard = estimates * np.exp(1j * np.angle(mixture))[..., None]
+    error = np.mean(np.abs(references - heard) ** 2, axis=(1, 2, 3))
+    energy = np.mean(np.abs(mixture) ** 2, axis=(1, 2, 3))[:, None]
     found = decibel_error(*map(tf.constant, (estimates, references, mixture)), -30.0).numpy()
-    np.testing.assert_allclose(found, 10 * np.log10(10 ** (error / 10) + 10 ** ((level[:, None] - 30) / 10)), rtol=1e-4)
-    assert np.all(np.abs(found[:, 1] - (level - 30)) < 0.6)
-    # A quiet excerpt counts as a loud one does, and silence is no trouble.
+    np.testing.assert_allclose(found, 10 * np.log10(error / energy + 1e-3), rtol=1e-4)
+    # A quiet excerpt counts as a loud one does.
     quiet = decibel_error(*(tf.constant(0.1 * x) for x in (estimates, references, mixture)), -30.0)
-    np.testing.assert_allclose(quiet, found - 20, atol=1e-3)
-    zeros = tf.zeros_like(estimates)
+    np.testing.assert_allclose(quiet, found, atol=1e-3)
+
+
+def test_the_wiener_filter_is_norberts() -> None:
+    rng = np.random.default_rng(7)
+    estimates = rng.uniform(0, 1, (2, 3, 4, 2, 3)).astype(np.float32)
+    mixture = rng.normal(size=(2, 3, 4, 2)) + 1j * rng.normal(size=(2, 3, 4, 2))
+    found = wiener_filtered(tf.constant(estimates), tf.constant(np.abs(mixture), tf.float32))
+    for each, (magnitudes_, spectrum) in zip(found, zip(estimates, mixture, strict=True), strict=True):
+        expected = norbert.softmask(magnitudes_.astype(np.float64) ** 2, spectrum)
+        np.testing.assert_allclose(each, np.abs(expected), rtol=1e-4)
+    silence = tf.zeros([1, 3, 4, 2, 3])
+    np.testing.assert_array_equal(wiener_filtered(silence, tf.ones([1, 3, 4, 2])), silence)
+
+
+def test_decibels_below_the_floor_count_no_more() -> None:
+    rng = np.random.default_rng(6)
+    # One target is the mixture, the other one silent: 40 dB of error is almost as good as none.
+    mixture = rng.normal(size=(3, 4, 5, 2)).astype(np.complex64)
+    references = np.stack([mixture, 0 * mixture], axis=-1)
+    estimates = np.abs(references) + 0.01 * np.abs(mixture)[..., None]
+    found = decibel_error(*map(tf.constant, (estimates, references, mixture)), -30.0)
+    np.testing.assert_allclose(found, np.full((3, 2), 10 * np.log10(1e-3 + 1e-4)), atol=1e-3)
+
+
+def test_silence_in_decibels() -> None:
+    silence, spectrum = tf.zeros([3, 4, 5, 2, 2]), tf.zeros([3, 4, 5, 2], tf.complex64)
     with tf.GradientTape() as tape:
-        tape.watch(zeros)
-        silence = decibel_error(zeros, 0 * references, 0 * mixture, -30.0)
-    assert np.all(np.isfinite(silence))
-    np.testing.assert_array_equal(tape.gradient(silence, zeros), zeros)
+        tape.watch(silence)
+        found = decibel_error(silence, tf.cast(silence, tf.complex64), spectrum, -30.0)
+    np.testing.assert_allclose(found, -30, atol=1e-4)
+    np.testing.assert_array_equal(tape.gradient(found, silence), silence)

@@ -35,6 +35,12 @@ def test_improvement_must_exceed_the_relative_threshold() -> None:
     small = PlateauDecay(0.5, patience=10)
     rates(small, [1e-3, 0.998e-3])
     assert small.bad_epochs == 0
+    # Nor is a loss of decibels better for being slightly worse.
+    negative = PlateauDecay(0.5, patience=10)
+    rates(negative, [-6, -5.9998, -6.0003])
+    assert (negative.best, negative.bad_epochs) == (-6, 2)
+    rates(negative, [-6.001])
+    assert (negative.best, negative.bad_epochs) == (-6.001, 0)
 
 
 def test_cooldown_epochs_do_not_count() -> None:

@@ -43,9 +43,9 @@ class Trained:
         self.optimizer = make_optimizer(self.profile.train.learning_rate, precision)
         self.optimizer.build(self.filter.trainable_variables)
         strategy = tf.distribute.get_strategy()
-        self._step = Steps(strategy, self.filter, self.optimizer, self.profile).compile_train(
-            tf.TensorSpec([2, SAMPLES, 2, 2])
-        )
+        steps = Steps(strategy, self.filter, self.optimizer, self.profile)
+        self._step = steps.compile_train(tf.TensorSpec([2, SAMPLES, 2, 2]))
+        self.validate = steps.compile_valid(tf.TensorSpec([None, SAMPLES, 2, 2]))
 
     def step(self) -> StepResult:
         return StepResult(*[value.numpy() for value in self._step(excerpts())])
@@ -79,14 +79,28 @@ def test_says_losses_objective_and_the_gradients_norm() -> None:
 def test_the_objective_in_decibels() -> None:
     trained = Trained(floor_db=-30.0)
     stft = STFTLayer(256, 64, center=False)
-    references = np.stack([np.abs(stft(excerpts()[..., target])) for target in (0, 1)], -1)
-    mixture = np.abs(stft(tf.reduce_sum(excerpts(), -1)))
-    estimates = trained.filter(mixture, training=True).numpy()
-    error = np.mean((estimates - references) ** 2, axis=(1, 2, 3)) + 1e-3 * np.mean(mixture**2, axis=(1, 2, 3))[:, None]
-    expected = float(np.sum(10 * np.log10(error)) / 2)
+    references = np.stack([stft(excerpts()[..., target]) for target in (0, 1)], -1)
+    mixture = stft(tf.reduce_sum(excerpts(), -1)).numpy()
+
+    def decibels(training: bool) -> np.ndarray:
+        estimates = trained.filter(np.abs(mixture), training=training).numpy()
+        energy = np.mean(np.abs(mixture) ** 2, axis=(1, 2, 3))[:, None]
+        filtered = estimates**2 / (np.sum(estimates**2, axis=-1, keepdims=True) + 1e-10) * np.abs(mixture)[..., None]
+        found = []
+        for magnitudes in (estimates, filtered):
+            errors = np.abs(magnitudes * np.exp(1j * np.angle(mixture))[..., None] - references) ** 2
+            found.append(np.mean(10 * np.log10(np.mean(errors, axis=(1, 2, 3)) / energy + 1e-3), axis=0))
+        return np.mean(found, axis=0)
+
+    expected = decibels(training=True)
     results = [trained.step() for _ in range(20)]
-    assert results[0].objective == pytest.approx(expected, rel=1e-4)
+    np.testing.assert_allclose(results[0].losses, expected, rtol=1e-4)
+    assert results[0].objective == pytest.approx(float(np.sum(expected)), rel=1e-4)
     assert results[-1].objective < results[0].objective - 1
+    # Validation is by the same, and weights a piece by its length.
+    errors, frames = trained.validate(excerpts())
+    assert frames == 2 * mixture.shape[1]
+    np.testing.assert_allclose(errors / frames, decibels(training=False), rtol=1e-4)
 
 
 def test_the_objective_of_x_umx() -> None:

@@ -295,13 +295,18 @@ def validate_as(patch: pytest.MonkeyPatch, loss: float) -> list[list[np.ndarray]
     return seen
 
 
-def test_losses_on_another_database_do_not_count(
-    root: Path, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("what", ["the database", "train.floor_db"])
+def test_losses_of_something_else_do_not_count(
+    root: Path, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     seen = validate_as(monkeypatch, 1e9)  # far above the loss of the epoch before
-    train(make_profile(epochs=2, patience=1), root, model, resume=True, quiet=True, data_fingerprint="another")
+    profile = make_profile(epochs=2, patience=1)
+    if what == "the database":
+        train(profile, root, model, resume=True, quiet=True, data_fingerprint="another")
+    else:
+        train(profile.updated({"train.floor_db": -30.0}), root, model, resume=True, quiet=True)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "database has changed" in warning
+    assert f"{what} has changed" in warning
     state = saved_state(model)
     assert state["plateau"]["best"] == state["stopping"]["best"] == 1e9
     assert state["stopping"]["bad_epochs"] == 0

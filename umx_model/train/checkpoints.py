@@ -145,6 +145,7 @@ class Checkpoints:
             "data_fingerprint": data_fingerprint,
             "learning_rate": profile.train.learning_rate,  # at the start; the optimizer's may be lower
             "precision": profile.train.precision,
+            "floor_db": profile.train.floor_db,  # decides what losses are
         }
         # Variables one by one: given Keras objects, tf.train.Checkpoint leaves out those held in lists.
         self._model = checkpointable(spectral_filter)
@@ -180,7 +181,7 @@ class Checkpoints:
         """Read the newest checkpoint that is not damaged into the model, the optimizer and `state`.
 
         Returns:
-            What is another one now than in the checkpoint: `data_fingerprint`, `learning_rate`.
+            What is another one now than in the checkpoint: `data_fingerprint`, `floor_db`, `learning_rate`.
 
         Raises:
             InputError: it belongs to another model profile or to another precision, or all are damaged.

@@ -60,23 +60,45 @@ def squared_error(estimates: tf.Tensor, references: tf.Tensor) -> tf.Tensor:
 def decibel_error(estimates: tf.Tensor, references: tf.Tensor, mixture: tf.Tensor, floor_db: float) -> tf.Tensor:
     """Squared error of each excerpt in dB, so that a quiet excerpt or a silent target counts as a loud one does.
 
-    This is the loss of Wisdom et al., "Unsupervised Sound Separation Using Mixture Invariant Training", 2020, of
-    magnitudes: `10 log10(|s - e|^2 + t |x|^2)`, where `t` is the floor as a ratio. Nothing is won by what lies
-    below the floor; where the target is silent, it asks for an estimate that is.
+    This is the loss of Wisdom et al., "Unsupervised Sound Separation Using Mixture Invariant Training", 2020:
+    `10 log10(|s - e|^2 / |x|^2 + t)`, where `t` is the floor as a ratio. Nothing is won by what lies below the
+    floor; where the target is silent, it asks for an estimate that is. The error is that of complex spectra, the
+    estimate having the mixture's phase (Erdogan et al., "Phase-Sensitive and Recognition-Boosted Speech Separation
+    Using Deep Recurrent Neural Networks", 2015), and so very nearly that of what will be heard.
 
     Args:
         estimates: magnitudes `[batch, frames, bins, channels, targets]`.
-        references: the same of the true targets.
-        mixture: magnitudes `[batch, frames, bins, channels]`.
+        references: spectra of the true targets, complex64 of the same shape.
+        mixture: spectra `[batch, frames, bins, channels]`, complex64.
         floor_db: relative to the mixture.
 
     Returns:
-        float32 `[batch, targets]`.
+        float32 `[batch, targets]`, dB relative to the mixture.
     """
-    error = tf.reduce_mean(tf.math.squared_difference(estimates, references), axis=[1, 2, 3])
-    energy = tf.reduce_mean(tf.square(mixture), axis=[1, 2, 3])
-    ratio = error + 10 ** (floor_db / 10) * energy[:, tf.newaxis]
-    return 10 / np.log(10) * tf.math.log(tf.maximum(ratio, _EPSILON))
+    magnitude = tf.abs(mixture)
+    # A product with the reciprocal: TensorFlow's division of complex numbers is slow.
+    phase = mixture * tf.cast(tf.math.reciprocal(tf.maximum(magnitude, _EPSILON)), tf.complex64)
+    turned = references * tf.math.conj(phase)[..., tf.newaxis]
+    # |s - e u|^2 = (e - Re s u*)^2 + (Im s u*)^2, where u is the phase; the last one depends on no estimate.
+    error = tf.reduce_mean(tf.math.squared_difference(estimates, tf.math.real(turned)), axis=[1, 2, 3])
+    error += tf.reduce_mean(tf.square(tf.math.imag(turned)), axis=[1, 2, 3])
+    energy = tf.reduce_mean(tf.square(magnitude), axis=[1, 2, 3])[:, tf.newaxis]
+    ratio = error / tf.maximum(energy, _EPSILON) + 10 ** (floor_db / 10)
+    return 10 / np.log(10) * tf.math.log(ratio)
+
+
+def wiener_filtered(estimates: tf.Tensor, mixture: tf.Tensor) -> tf.Tensor:
+    """Share the mixture out in proportion to the power of the estimates: EM's first step, each channel on its own.
+
+    Args:
+        estimates: magnitudes `[batch, frames, bins, channels, targets]`.
+        mixture: magnitudes `[batch, frames, bins, channels]`.
+
+    Returns:
+        magnitudes `[batch, frames, bins, channels, targets]`; their sum is the mixture, where there is any estimate.
+    """
+    power = tf.square(estimates)
+    return power * (mixture / (tf.reduce_sum(power, axis=-1) + _EPSILON))[..., tf.newaxis]
 
 
 def source_combinations(targets: int) -> np.ndarray:

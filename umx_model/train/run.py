@@ -194,13 +194,15 @@ class Run:
     def _adapt(self, changed: set[str]) -> None:
         """Take account of what is not as it was when the checkpoint was written."""
         state = self.state
-        if "data_fingerprint" in changed:
-            _log.warning(
-                "the database has changed since %s was written; validation losses from before no longer count",
-                self.checkpoints.current,
-            )
-            state.plateau.reset()
-            state.stopping.reset()
+        for name, what in (("data_fingerprint", "the database"), ("floor_db", "train.floor_db")):
+            if name in changed:
+                _log.warning(
+                    "%s has changed since %s was written; validation losses from before no longer count",
+                    what,
+                    self.checkpoints.current,
+                )
+                state.plateau.reset()
+                state.stopping.reset()
         if "learning_rate" in changed:
             _log.info("the learning rate is now train.learning_rate, %g", self.settings.learning_rate)
             self.optimizer.learning_rate = self.settings.learning_rate

@@ -11,7 +11,8 @@ class PlateauDecay:
     """Lowers the learning rate when the loss no longer falls.
 
     The rules are those of PyTorch's `ReduceLROnPlateau` in mode `min`: a loss counts as better when it
-    lies below `best * (1 - threshold)`, and changes of the rate by 1e-8 or less are not made.
+    lies below `best * (1 - threshold)`, and changes of the rate by 1e-8 or less are not made. Of negative losses,
+    such as decibels, PyTorch would take slightly worse ones for better; here the threshold is always below the best.
 
     Args:
         factor: what the rate is multiplied by.
@@ -30,7 +31,7 @@ class PlateauDecay:
 
     def step(self, loss: float, learning_rate: float) -> float:
         """Take in an epoch's loss and return the learning rate of the next one."""
-        if loss < self.best * (1 - self.threshold):
+        if math.isinf(self.best) or loss < self.best - self.threshold * abs(self.best):
             self.best, self.bad_epochs = loss, 0
         else:
             self.bad_epochs += 1

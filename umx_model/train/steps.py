@@ -16,11 +16,11 @@ from umx_model.train.losses import (
     add_weight_decay,
     combination_error,
     decibel_error,
-    magnitudes,
     source_combinations,
     spectra,
     squared_error,
     weighted_sdr,
+    wiener_filtered,
 )
 
 
@@ -28,7 +28,7 @@ class StepResult(NamedTuple):
     """What a training step says of itself.
 
     Attributes:
-        losses: mean squared error of magnitudes of each target, float64 `[targets]`.
+        losses: of each target, float64 `[targets]`: the mean squared error of magnitudes; with `floor_db`, decibels.
         objective: what the step made smaller, float64 scalar. Where it is finite and `gradient_norm` is not,
             float16 has overflowed: weights are as before, and the loss scale is half as large.
         gradient_norm: of all gradients together, float32 scalar, in L2 and without weight decay.
@@ -49,11 +49,12 @@ class Steps:
     * with `combination_loss` or `sdr_weight`, X-UMX's (Sawata et al., 2021): the mean of the squared errors over
       the combinations of targets, plus `sdr_weight` times the mean of `weighted_sdr` over the same combinations;
       without `combination_loss` those are the single targets;
-    * with `floor_db`, `decibel_error`, averaged over excerpts and summed over targets.
+    * with `floor_db`, `decibel_error`, averaged over excerpts and summed over targets: of the estimates, and, where
+      EM follows and all of the mixture is estimated, of what a Wiener filter makes of them, half each.
 
-    Validation is by the mean squared error of magnitudes in any case, so that models trained on different
-    objectives, and learning rate decay and early stopping with them, are judged alike; X-UMX validates by
-    its objective.
+    Validation is by `decibel_error` with `floor_db`, because the squared error does not follow it, and otherwise by
+    the mean squared error of magnitudes, so that models trained on different objectives, and learning rate
+    decay and early stopping with them, are judged alike; X-UMX validates by its objective.
 
     Args:
         strategy: which devices take part.
@@ -78,6 +79,7 @@ class Steps:
         self._istft = ISTFTLayer(profile.model.n_fft, profile.model.hop_length, center=False)
         self._targets = [profile.mixture_targets.index(target) for target in profile.model.targets]
         targets = len(self._targets)
+        self._wiener = profile.model.niter > 0 and 1 < targets == len(profile.mixture_targets)
         combine = self._settings.combination_loss
         self._combinations = source_combinations(targets) if combine else np.eye(targets, dtype=np.float32)
         if self._settings.xla:
@@ -109,8 +111,8 @@ class Steps:
         """Return the validation step for batches of a dataset's `element_spec`.
 
         The step takes pieces `[batch, samples, channels, targets]` on every replica, none or any number
-        of them, and returns the squared error of each target summed over frames, float64
-        `[targets]`, and the number of frames, float64.
+        of them, and returns the error of each target summed over frames, float64 `[targets]`, and the number of
+        frames, float64.
         """
 
         def step(pieces: Any) -> tuple[tf.Tensor, tf.Tensor]:
@@ -137,18 +139,15 @@ class Steps:
         """Return this replica's share of the losses and of the objective, its gradients, and their scale."""
         self._seed_generators()
         mixture, references = spectra(excerpts, self._stft)
-        magnitude, true_magnitudes = tf.abs(mixture), self._of_model(tf.abs(references))
+        references = self._of_model(references)
         # A replica contributes its share of the mean over the whole batch; gradients are summed.
-        frames = tf.cast(self._settings.batch_size * tf.shape(magnitude)[1], tf.float64)
+        frames = tf.cast(self._settings.batch_size * tf.shape(mixture)[1], tf.float64)
         scale = tf.cast(self._optimizer.scale_loss(tf.ones([])), tf.float32)
         with tf.GradientTape() as tape, fastest():
-            estimates = tf.cast(self._filter(magnitude, training=True), tf.float32)
-            losses = squared_error(estimates, true_magnitudes) / frames
-            if self._settings.floor_db is not None:
-                decibels = decibel_error(estimates, true_magnitudes, magnitude, self._settings.floor_db)
-                objective = tf.cast(tf.reduce_sum(decibels), tf.float64) / self._settings.batch_size
-            elif self._settings.combination_loss or self._settings.sdr_weight:
-                objective = combination_error(estimates, true_magnitudes, self._combinations) / frames
+            estimates = tf.cast(self._filter(tf.abs(mixture), training=True), tf.float32)
+            losses = self._error(estimates, references, mixture) / frames
+            if self._settings.combination_loss or self._settings.sdr_weight:
+                objective = combination_error(estimates, tf.abs(references), self._combinations) / frames
                 if self._settings.sdr_weight:
                     objective += self._settings.sdr_weight * self._weighted_sdr(excerpts, mixture, estimates)
             else:
@@ -181,9 +180,9 @@ class Steps:
 
     def _valid_replica(self, pieces: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         def measure() -> tuple[tf.Tensor, tf.Tensor]:
-            mixture, references = magnitudes(pieces, self._stft)
-            estimates = tf.cast(self._filter(mixture, training=False), tf.float32)
-            errors = squared_error(estimates, self._of_model(references))
+            mixture, references = spectra(pieces, self._stft)
+            estimates = tf.cast(self._filter(tf.abs(mixture), training=False), tf.float32)
+            errors = self._error(estimates, self._of_model(references), mixture)
             return errors, tf.cast(tf.size(mixture[..., 0, 0]), tf.float64)
 
         if self._strategy.num_replicas_in_sync == 1:
@@ -191,6 +190,16 @@ class Steps:
         # At the end of the data some replicas get an empty batch.
         nothing = tf.zeros([len(self._targets)], tf.float64), tf.zeros([], tf.float64)
         return tf.cond(tf.size(pieces) > 0, measure, lambda: nothing)
+
+    def _error(self, estimates: tf.Tensor, references: tf.Tensor, mixture: tf.Tensor) -> tf.Tensor:
+        """Return the error of each target summed over batch and frames, float64 `[targets]`."""
+        if self._settings.floor_db is None:
+            return squared_error(estimates, tf.abs(references))
+        decibels = decibel_error(estimates, references, mixture, self._settings.floor_db)
+        if self._wiener:
+            filtered = wiener_filtered(estimates, tf.abs(mixture))
+            decibels = (decibels + decibel_error(filtered, references, mixture, self._settings.floor_db)) / 2
+        return tf.cast(tf.reduce_sum(decibels, axis=0), tf.float64) * tf.cast(tf.shape(mixture)[1], tf.float64)
 
     def _of_model(self, targets: tf.Tensor) -> tf.Tensor:
         """Return those of an excerpt's targets, on the last axis, that the model has."""
