@@ -10,10 +10,11 @@ import pytest
 
 from umx_model.errors import InputError
 from umx_model.model.folder import read_model
+from umx_model.pretrained import shipped_models
 from umx_model.profile import Profile
 from umx_model.train.loop import Loop
 from umx_model.train.trainer import train
-from umx_model.train.warm_start import check_start
+from umx_model.train.warm_start import check_start, take_weights
 
 MODEL = {
     "targets": ["vocals", "drums"],
@@ -96,6 +97,12 @@ def test_refusal_leaves_nothing(root: Path, first: Path, tmp_path: Path) -> None
 
 def test_settings_of_use_may_differ(first: Path) -> None:
     check_start(make_profile(model__niter=3, model__softmask=True, model__dropout=0.1).model, str(first))
+
+
+def test_a_model_that_comes_with_the_program_is_called_by_its_name() -> None:
+    model, profile = read_model(shipped_models()["five-targets"])
+    start = take_weights(model.spectral_filter, profile.model, shipped_models()["five-targets"])
+    assert start == f"five-targets (weights {profile.weights_sha256[:12]})"
 
 
 @pytest.mark.slow

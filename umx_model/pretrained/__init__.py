@@ -74,14 +74,19 @@ def locate_model(name_or_path: str) -> str:
     )
 
 
+def shipped_name(path: str) -> str | None:
+    """Return the name of a model that comes with the program, given its folder; None of another one."""
+    real = os.path.realpath(path)
+    return next((name for name, folder in shipped_models().items() if os.path.realpath(folder) == real), None)
+
+
 def mention_licence(path: str) -> None:
     """Tell on stderr under which licence a shipped model's weights are, once for each user and model.
 
     Args:
         path: of a model; nothing is told of those that do not come with the program.
     """
-    real = os.path.realpath(path)
-    name = next((name for name, folder in shipped_models().items() if os.path.realpath(folder) == real), None)
+    name = shipped_name(path)
     if name is None:
         return
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")

@@ -6,6 +6,7 @@ import keras
 
 from umx_model.errors import InputError
 from umx_model.model.folder import checkpointable, read_model
+from umx_model.pretrained import shipped_name
 from umx_model.profile import ModelProfile, Profile
 
 # These change how weights are used or trained, not what they mean.
@@ -53,4 +54,5 @@ def take_weights(spectral_filter: keras.Model, profile: ModelProfile, start_from
     for name, variable in checkpointable(spectral_filter).items():
         if name in found and not name.startswith("state_"):
             variable.assign(found[name])
-    return f"{start_from} (weights {(there.weights_sha256 or 'unnamed')[:12]})"
+    # Where the program is installed tells nobody what it started from.
+    return f"{shipped_name(start_from) or start_from} (weights {(there.weights_sha256 or 'unnamed')[:12]})"
