@@ -5,8 +5,8 @@
 
 trains PROFILE (the one of `vocals-accompaniment` by default) with hidden size 256 and squared errors, which so short a
 time suits, and with one thing changed at a time, each for so many minutes, one after the other, with the learning
-rate along half a cosine. Prints a line for each in Markdown: epochs, the best validation loss, and the median SDR
-of whole validation excerpts, with EM.
+rate along half a cosine. Prints a line for each in Markdown: epochs, the best validation loss (of `decibels` in dB, so
+not to be compared), and the median SDR of whole validation excerpts, with EM.
 
 `--more` names another database, whose training samples are joined to those of the first in the comparison
 `more data`. Trainings that have ended stay in FOLDER and are not repeated.
