@@ -39,6 +39,12 @@ def magnitudes(excerpts: tf.Tensor, stft: keras.layers.Layer) -> tuple[tf.Tensor
     return tf.abs(mixture), tf.abs(references)
 
 
+def phases(spectrum: tf.Tensor) -> tf.Tensor:
+    """Return a complex64 spectrum divided by its magnitude; zero where it is zero."""
+    # A product with the reciprocal: TensorFlow's division of complex numbers is slow.
+    return spectrum * tf.cast(tf.math.reciprocal(tf.maximum(tf.abs(spectrum), _EPSILON)), tf.complex64)
+
+
 def squared_error(estimates: tf.Tensor, references: tf.Tensor) -> tf.Tensor:
     """Squared error per target, summed over batch and frames, averaged over bins and channels.
 
@@ -75,14 +81,11 @@ def decibel_error(estimates: tf.Tensor, references: tf.Tensor, mixture: tf.Tenso
     Returns:
         float32 `[batch, targets]`, dB relative to the mixture.
     """
-    magnitude = tf.abs(mixture)
-    # A product with the reciprocal: TensorFlow's division of complex numbers is slow.
-    phase = mixture * tf.cast(tf.math.reciprocal(tf.maximum(magnitude, _EPSILON)), tf.complex64)
-    turned = references * tf.math.conj(phase)[..., tf.newaxis]
+    turned = references * tf.math.conj(phases(mixture))[..., tf.newaxis]
     # |s - e u|^2 = (e - Re s u*)^2 + (Im s u*)^2, where u is the phase; the last one depends on no estimate.
     error = tf.reduce_mean(tf.math.squared_difference(estimates, tf.math.real(turned)), axis=[1, 2, 3])
     error += tf.reduce_mean(tf.square(tf.math.imag(turned)), axis=[1, 2, 3])
-    energy = tf.reduce_mean(tf.square(magnitude), axis=[1, 2, 3])[:, tf.newaxis]
+    energy = tf.reduce_mean(tf.square(tf.abs(mixture)), axis=[1, 2, 3])[:, tf.newaxis]
     ratio = error / tf.maximum(energy, _EPSILON) + 10 ** (floor_db / 10)
     return 10 / np.log(10) * tf.math.log(ratio)
 

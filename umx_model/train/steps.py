@@ -16,6 +16,7 @@ from umx_model.train.losses import (
     add_weight_decay,
     combination_error,
     decibel_error,
+    phases,
     source_combinations,
     spectra,
     squared_error,
@@ -166,8 +167,7 @@ class Steps:
         batch, channels = tf.shape(excerpts)[0], excerpts.shape[2]
         frames, bins = tf.shape(mixture)[1], mixture.shape[2]
         targets = len(self._targets)
-        phase = tf.math.divide_no_nan(mixture, tf.cast(tf.abs(mixture), tf.complex64))
-        spectrum = tf.cast(estimates, tf.complex64) * phase[..., tf.newaxis]
+        spectrum = tf.cast(estimates, tf.complex64) * phases(mixture)[..., tf.newaxis]
         spectrum = tf.reshape(spectrum, [batch, frames, bins, channels * targets])
         end = (frames - 1) * hop_length + n_fft
         waveforms = tf.reshape(self._istft(spectrum, length=end), [batch, end, channels, targets])
