@@ -112,13 +112,16 @@ def test_starting_from_a_named_model(umx_pro, music, asked, monkeypatch):
     start = Profile.model_validate({"model": {"targets": ["drums", "bass", "vocals"], "hidden_size": 32}})
     (music.parent / "models" / "mine").mkdir(parents=True)
     start.write(music.parent / "models" / "mine")
+    (music.parent / "models" / "mine" / "checkpoints").mkdir()
+    (music.parent / "models" / "mine" / "checkpoints" / "step-7.index").touch()
     Profile.model_validate({"model": {"targets": ["vocals", "drums"]}}).write(music.parent)
     monkeypatch.setenv("UMX_PRO_MODELS", "models")
     command = ("train", "--data", "music", "--output", "out", "--init-from")
     assert umx_pro(*command, "mine", "--set", "train.epochs=3")[0] == 0
     umx_pro(*command, "models/mine", "profile.json")
-    assert [call[3]["start_from"] for call in asked] == ["models/mine"] * 2
-    assert [call[0].model for call in asked] == [start.model, Profile.read("profile.json").model]
+    umx_pro(*command, "models/mine/checkpoints/step-7")
+    assert [call[3]["start_from"] for call in asked] == ["models/mine"] * 2 + ["models/mine/checkpoints/step-7"]
+    assert [call[0].model for call in asked] == [start.model, Profile.read("profile.json").model, start.model]
     assert asked[0][0].train.epochs == 3
     assert umx_pro(*command, "yours")[2].startswith("umx-pro: error: yours: no such model; ")
 

@@ -10,6 +10,7 @@ import pytest
 
 from umx_model.errors import InputError
 from umx_model.model.folder import read_model
+from umx_model.model.spectral_filter import get_joint_spectral_filter
 from umx_model.pretrained import shipped_models
 from umx_model.profile import Profile
 from umx_model.train.loop import Loop
@@ -90,13 +91,24 @@ def test_other_kinds_of_model_are_refused(
 def test_refusal_leaves_nothing(root: Path, first: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model to start from"):
         train(make_profile(model__layers=2), root, tmp_path / "out", quiet=True, start_from=first)
-    with pytest.raises(InputError, match="nowhere.*no such profile"):
+    with pytest.raises(InputError, match="nowhere: no such model"):
         train(make_profile(), root, tmp_path / "out", quiet=True, start_from=tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_settings_of_use_may_differ(first: Path) -> None:
     check_start(make_profile(model__niter=3, model__softmask=True, model__dropout=0.1).model, str(first))
+
+
+def test_starts_from_a_checkpoint(first: Path) -> None:
+    newest = max((first / "checkpoints").glob("epoch-1-*.index")).with_suffix("")
+    saved, profile = read_model(newest)
+    model = get_joint_spectral_filter(profile.model)
+    assert take_weights(model, profile.model, str(newest)) == str(newest)  # no checksum is known of a checkpoint
+    for ours, theirs in zip(model.weights, saved.spectral_filter.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(InputError, match=r"model\.hidden_size is 8 there, 16 here"):
+        check_start(make_profile(model__hidden_size=16).model, str(newest))
 
 
 def test_a_model_that_comes_with_the_program_is_called_by_its_name() -> None:

@@ -101,8 +101,8 @@ def train(
         str | None,
         typer.Option(
             help="Start from the weights of this model, with its profile where none is given: a name that `umx-pro "
-            "models` lists, or a model folder.",
-            metavar="NAME|DIR",
+            "models` lists, a model folder, or a checkpoint in one.",
+            metavar="NAME|PATH",
             show_default="random weights",
             rich_help_panel=_WHAT,
         ),
@@ -206,6 +206,7 @@ def _starting_profile(
     import tensorflow as tf
 
     from umx_model.data.track_folder import found_targets
+    from umx_model.model.folder import read_profile
     from umx_model.profile import FILE_NAME, Profile
 
     def find_targets() -> Sequence[str]:
@@ -217,5 +218,5 @@ def _starting_profile(
         if folder and tf.io.gfile.exists(os.path.join(folder, FILE_NAME)):
             return Profile.read(folder)
     if start_from is not None:
-        return Profile.read(start_from)
+        return read_profile(start_from)
     return Profile.parse({}, find_targets=find_targets)

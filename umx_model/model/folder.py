@@ -148,8 +148,7 @@ def read_model(
     Raises:
         InputError: nothing there, no profile, or weights that do not fit the profile.
     """
-    name = os.fspath(path).rstrip("/")
-    weights = _locate(name)
+    weights = locate_weights(path)
     profile_file = _profile_of(weights)
     profile = Profile.read(profile_file)
     spectral_filter = get_joint_spectral_filter(profile.model)
@@ -171,8 +170,23 @@ def read_model(
     return UMX(spectral_filter, niter=niter, softmask=softmask), profile
 
 
-def _locate(name: str) -> str:
-    """Return the weights file or checkpoint that `name` means."""
+def read_profile(path: str | os.PathLike[str]) -> Profile:
+    """Read the profile of a model that is named as for `read_model`, and nothing of its weights.
+
+    Raises:
+        InputError: no model there, or no profile.
+    """
+    profile_file = os.path.join(path, profiles.FILE_NAME)
+    return Profile.read(profile_file if tf.io.gfile.exists(profile_file) else _profile_of(locate_weights(path)))
+
+
+def locate_weights(path: str | os.PathLike[str]) -> str:
+    """Return the weights file or the checkpoint that a path means to `read_model`.
+
+    Raises:
+        InputError: there is neither.
+    """
+    name = os.fspath(path).rstrip("/")
     if tf.io.gfile.isdir(name):
         weights = os.path.join(name, WEIGHTS)
         if tf.io.gfile.exists(weights):

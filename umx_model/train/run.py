@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from umx_model.data.track_folder import Sample
-from umx_model.model.folder import write_model_folder
+from umx_model.model.folder import read_profile, write_model_folder
 from umx_model.model.spectral_filter import get_joint_spectral_filter, set_input_statistics
 from umx_model.profile import Profile
 from umx_model.train.adam import make_optimizer
@@ -58,7 +58,7 @@ class Run:
         workers: the processes that do.
         data_fingerprint: of the database.
         quiet: show no progress bar.
-        start_from: model folder whose weights a new training starts from; None for random ones.
+        start_from: model folder or checkpoint whose weights a new training starts from; None for random ones.
 
     Attributes:
         profile: as it is written, with history.
@@ -178,7 +178,7 @@ class Run:
 
     def _inherit_license(self, model: str) -> None:
         """Keep to the licence of the weights that training starts from, besides the one that the profile states."""
-        ours, theirs = self.profile.license, Profile.read(model).license
+        ours, theirs = self.profile.license, read_profile(model).license
         if ours and theirs:
             theirs = theirs if ours in theirs else f"{theirs} AND {ours}"
         self.profile = self.profile.model_copy(update={"license": theirs or ours})

@@ -59,9 +59,9 @@ def train(
         backup: a folder of its own, such as `gs://bucket/folder`, to which the model folder is copied in
             the background; see `umx_model.train.backup`. With `resume`, training goes on from there where
             it is ahead of `output`.
-        start_from: a model folder whose weights and input statistics training starts from, instead of random
-            weights and measured statistics; the optimizer starts anew, and the best epoch is chosen among the new
-            ones. Its targets, architecture and sizes must be the profile's. A training that is resumed goes on
+        start_from: a model folder or a checkpoint, whose weights and input statistics training starts from, instead
+            of random weights and measured statistics; the optimizer starts anew, and the best epoch is chosen among
+            the new ones. Its targets, architecture and sizes must be the profile's. A training that is resumed goes on
             from its own checkpoint.
 
     Returns:

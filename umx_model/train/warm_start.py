@@ -5,9 +5,9 @@ from __future__ import annotations
 import keras
 
 from umx_model.errors import InputError
-from umx_model.model.folder import checkpointable, read_model
+from umx_model.model.folder import WEIGHTS, checkpointable, locate_weights, read_model, read_profile
 from umx_model.pretrained import shipped_name
-from umx_model.profile import ModelProfile, Profile
+from umx_model.profile import ModelProfile
 
 # These change how weights are used or trained, not what they mean.
 _FREE = ("niter", "softmask", "window_frames", "dropout")
@@ -18,12 +18,13 @@ def check_start(profile: ModelProfile, start_from: str) -> None:
 
     Args:
         profile: of the model to be trained.
-        start_from: path of the model to start from, a model folder with its profile.
+        start_from: path of the model to start from, as `read_model` takes it.
 
     Raises:
-        InputError: there is no profile, or architecture, targets, sizes or what the bins stand for differ.
+        InputError: there is no model, or no profile of it; or architecture, targets, sizes or what the bins stand
+            for differ.
     """
-    there = Profile.read(start_from).model
+    there = read_profile(start_from).model
     names = [name for name in ModelProfile.model_fields if name not in _FREE]
     differing = [
         f"model.{name} is {getattr(there, name)!r} there, {getattr(profile, name)!r} here"
@@ -40,7 +41,7 @@ def take_weights(spectral_filter: keras.Model, profile: ModelProfile, start_from
     Args:
         spectral_filter: the joint model to change.
         profile: of it.
-        start_from: path of the other, a model folder.
+        start_from: path of the other, as `read_model` takes it.
 
     Returns:
         A word on where the weights are from, to be recorded.
@@ -55,4 +56,7 @@ def take_weights(spectral_filter: keras.Model, profile: ModelProfile, start_from
         if name in found and not name.startswith("state_"):
             variable.assign(found[name])
     # Where the program is installed tells nobody what it started from.
-    return f"{shipped_name(start_from) or start_from} (weights {(there.weights_sha256 or 'unnamed')[:12]})"
+    name = shipped_name(start_from) or start_from
+    if not locate_weights(start_from).endswith(WEIGHTS):
+        return name  # a checkpoint, of which a profile has no checksum
+    return f"{name} (weights {(there.weights_sha256 or 'unnamed')[:12]})"
