@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 
 from umx_model.errors import InputError
-from umx_model.model.folder import WEIGHTS, checkpointable, locate_weights, read_model, read_profile
+from umx_model.model.folder import checkpointable, locate_weights, read_model, read_profile
 from umx_model.pretrained import shipped_name
 from umx_model.profile import ModelProfile
 
@@ -57,6 +57,6 @@ def take_weights(spectral_filter: keras.Model, profile: ModelProfile, start_from
             variable.assign(found[name])
     # Where the program is installed tells nobody what it started from.
     name = shipped_name(start_from) or start_from
-    if not locate_weights(start_from).endswith(WEIGHTS):
+    if not locate_weights(start_from).endswith(".weights.h5"):
         return name  # a checkpoint, of which a profile has no checksum
     return f"{name} (weights {(there.weights_sha256 or 'unnamed')[:12]})"
