@@ -42,7 +42,7 @@ _INIT_FROM = Annotated[
     str | None,
     typer.Option(
         help="Model whose weights training starts from, with its profile where none is given: a name that `umx-pro "
-        "models` lists, or a model folder. [default: random weights]"
+        "models` lists, a model folder, or a checkpoint in one. [default: random weights]"
     ),
 ]
 _KEEP_VERSIONS = Annotated[int | None, typer.Option(help="Versions to leave, at least 1. [default: 5]")]

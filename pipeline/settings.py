@@ -22,6 +22,7 @@ from typing_extensions import Self
 from umx_model.data.track_folder import found_targets
 from umx_model.errors import InputError
 from umx_model.evaluation.gate import GateRule, check_floors
+from umx_model.model.folder import locate_profile
 from umx_model.pretrained import locate_model, shipped_models
 from umx_model.profile import FILE_NAME, Profile, explain
 from umx_model.train.warm_start import check_start
@@ -91,7 +92,7 @@ class RunSettings(GateRule):
     keep_versions: int = Field(5, ge=1, description="versions to leave in the push destination")
     warm_start: bool = Field(False, description="start training from the weights of the served version")
     init_from: str = Field(
-        "", description="start training from this model's weights, where not from the served ones: a name or a folder"
+        "", description="start training from this model's weights, where not from the served ones: a name or a path"
     )
     vertex_registry: str = Field(
         "", description="enter versions into this registry too: projects/PROJECT/locations/LOCATION"
@@ -140,7 +141,9 @@ class RunSettings(GateRule):
         init_from = document.get("init_from") or ""
         if init_from:
             document["init_from"] = _find_model(str(init_from))
-        source: Any = document.get("profile") or (locate_model(document["init_from"]) if init_from else {})
+        source: Any = document.get("profile") or (
+            locate_profile(locate_model(document["init_from"])) if init_from else {}
+        )
         document["profile"] = _profile(source, targets, changes, str(data))
         if init_from:
             check_start(document["profile"].model, locate_model(document["init_from"]))

@@ -24,7 +24,7 @@ from umx_model.pretrained import locate_model
 from umx_model.profile import FILE_NAME, Profile
 from umx_model.train.strategy import choose_strategy, is_chief
 from umx_model.train.trainer import train
-from umx_model.train.warm_start import check_start
+from umx_model.train.warm_start import check_start, weights_checksum
 
 _log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def find_start(profile: Profile, exec_properties: Mapping[str, Any]) -> str | No
     Returns:
         With `warm_start` the served version's folder, unless nothing is served, or a model of another kind, of
         which a warning tells: whoever changes the profile wants its model, and a schedule should not stop over
-        that. Else the folder that `init_from` names; None for random weights.
+        that. Else the path that `init_from` names; None for random weights.
 
     Raises:
         InputError: `init_from` names no model, or one of another kind.
@@ -152,7 +152,7 @@ def find_start(profile: Profile, exec_properties: Mapping[str, Any]) -> str | No
 
 def training_key(profile: Profile, data_version: str, start: str | None = None) -> str:
     """Name a training by what it trains, on which data and from where, so that it is resumed and never mixed up."""
-    weights = f"\0{Profile.read(start).weights_sha256}" if start else ""
+    weights = f"\0{weights_checksum(start) or start}" if start else ""
     return hashlib.sha256(f"{profile.model_dump_json()}\0{data_version}{weights}".encode()).hexdigest()[:16]
 
 

@@ -96,6 +96,22 @@ def test_a_model_that_is_not_whole_is_no_success(
         assert len(list((tmp_path / "training").iterdir())) == 1
 
 
+def test_trainings_from_other_weights_are_other_trainings(tmp_path: Path) -> None:
+    profile = Profile(model=ModelProfile(targets=("a",)))
+    starts = []
+    for name, checksum in (("first", "1"), ("second", "2"), ("copy", "1")):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        profile.model_copy(update={"weights_sha256": checksum}).write(tmp_path / name)
+        (tmp_path / name / "model.weights.h5").touch()
+        starts.append(str(tmp_path / name))
+    for step in (1, 2):
+        (tmp_path / "first" / "checkpoints" / f"step-{step}.index").touch()
+        starts.append(str(tmp_path / "first" / "checkpoints" / f"step-{step}"))
+    keys = [training_key(profile, "data", start) for start in (None, *starts)]
+    assert keys[3] == keys[1]  # the same weights elsewhere
+    assert len(set(keys)) == 5
+
+
 def test_where_training_starts_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     profile = Profile(model=ModelProfile(targets=("a",)))
     other = profile.updated({"model.hidden_size": 16})

@@ -84,6 +84,11 @@ def test_a_model_to_start_from_brings_its_profile(tmp_path: Path, monkeypatch: p
         assert loaded.init_from == str(tmp_path / "models" / "mine")  # wherever a component runs
         assert loaded.profile.model.targets == ("drums", "vocals")
         assert (loaded.profile.license, loaded.profile.scores) == (None, {})
+    (tmp_path / "models" / "mine" / "checkpoints").mkdir()
+    (tmp_path / "models" / "mine" / "checkpoints" / "step-7.index").touch()
+    checkpoint = load({"data": "d", "init_from": "models/mine/checkpoints/step-7"})
+    assert checkpoint.init_from == str(tmp_path / "models" / "mine" / "checkpoints" / "step-7")
+    assert checkpoint.profile.model.targets == ("drums", "vocals")
     own = {**PROFILE, "train": {"epochs": 8}}
     assert load({"data": "d", "init_from": "mine", "profile": own}).profile.train.epochs == 8
     assert load({"data": "d", "profile": PROFILE}).init_from == ""

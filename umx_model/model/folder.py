@@ -176,8 +176,17 @@ def read_profile(path: str | os.PathLike[str]) -> Profile:
     Raises:
         InputError: no model there, or no profile.
     """
+    return Profile.read(locate_profile(path))
+
+
+def locate_profile(path: str | os.PathLike[str]) -> str:
+    """Return the file that `read_profile` reads.
+
+    Raises:
+        InputError: no model there, or no profile.
+    """
     profile_file = os.path.join(path, profiles.FILE_NAME)
-    return Profile.read(profile_file if tf.io.gfile.exists(profile_file) else _profile_of(locate_weights(path)))
+    return profile_file if tf.io.gfile.exists(profile_file) else _profile_of(locate_weights(path))
 
 
 def locate_weights(path: str | os.PathLike[str]) -> str:

@@ -50,13 +50,19 @@ def take_weights(spectral_filter: keras.Model, profile: ModelProfile, start_from
         InputError: the other is missing, damaged or of another kind.
     """
     check_start(profile, start_from)
-    model, there = read_model(start_from)
+    model, _ = read_model(start_from)
     found = checkpointable(model.spectral_filter)
     for name, variable in checkpointable(spectral_filter).items():
         if name in found and not name.startswith("state_"):
             variable.assign(found[name])
     # Where the program is installed tells nobody what it started from.
     name = shipped_name(start_from) or start_from
-    if not locate_weights(start_from).endswith(".weights.h5"):
-        return name  # a checkpoint, of which a profile has no checksum
-    return f"{name} (weights {(there.weights_sha256 or 'unnamed')[:12]})"
+    checksum = weights_checksum(start_from)
+    return f"{name} (weights {checksum[:12]})" if checksum else name
+
+
+def weights_checksum(start_from: str) -> str | None:
+    """Return the SHA-256 that a profile has of a model's weights file; None of a checkpoint, of which it has none."""
+    if locate_weights(start_from).endswith(".weights.h5"):
+        return read_profile(start_from).weights_sha256
+    return None
