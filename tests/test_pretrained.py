@@ -87,7 +87,7 @@ def scaled_sdr(references: np.ndarray, estimates: np.ndarray) -> np.ndarray:
 
 def test_separates_music_that_it_has_not_heard(separator: Separator, stems: np.ndarray) -> None:
     mixture = np.broadcast_to(stems.sum(axis=-1, keepdims=True), stems.shape)
-    assert np.all(sdr(separator, stems) > mdx_sdr(stems, mixture) + np.array([8, 2]))  # which begin at -7 and 7 dB
+    assert np.all(sdr(separator, stems) > mdx_sdr(stems, mixture) + np.array([9, 2.3]))  # which begin at -7 and 7 dB
 
 
 def test_five_targets_of_it() -> None:
