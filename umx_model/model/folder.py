@@ -27,6 +27,7 @@ from umx_model.model.umx import UMX
 from umx_model.profile import Profile
 
 WEIGHTS = "model.weights.h5"
+WEIGHTS_SUFFIX = ".weights.h5"  # which Keras asks for
 SAVED_MODEL = "saved_model"
 CHECKPOINTS = "checkpoints"
 BEST = "best"
@@ -153,7 +154,7 @@ def read_model(
     profile = Profile.read(profile_file)
     spectral_filter = get_joint_spectral_filter(profile.model)
     try:
-        if weights.endswith(".weights.h5"):
+        if weights.endswith(WEIGHTS_SUFFIX):
             with tempfile.TemporaryDirectory() as scratch:
                 local = os.path.join(scratch, WEIGHTS)
                 tf.io.gfile.copy(weights, local)
@@ -210,7 +211,7 @@ def locate_weights(path: str | os.PathLike[str]) -> str:
         return name
     if not tf.io.gfile.exists(name):
         raise InputError(f"{name}: no such model; expected a model folder, a weights file or a checkpoint")
-    if not name.endswith(".weights.h5"):
+    if not name.endswith(WEIGHTS_SUFFIX):
         raise InputError(f"{name}: not a model; expected a model folder, a *.weights.h5 file or a checkpoint")
     return name
 

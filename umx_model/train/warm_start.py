@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 
 from umx_model.errors import InputError
-from umx_model.model.folder import checkpointable, locate_weights, read_model, read_profile
+from umx_model.model.folder import WEIGHTS_SUFFIX, checkpointable, locate_weights, read_model, read_profile
 from umx_model.pretrained import shipped_name
 from umx_model.profile import ModelProfile
 
@@ -63,6 +63,6 @@ def take_weights(spectral_filter: keras.Model, profile: ModelProfile, start_from
 
 def weights_checksum(start_from: str) -> str | None:
     """Return the SHA-256 that a profile has of a model's weights file; None of a checkpoint, of which it has none."""
-    if locate_weights(start_from).endswith(".weights.h5"):
+    if locate_weights(start_from).endswith(WEIGHTS_SUFFIX):
         return read_profile(start_from).weights_sha256
     return None
