@@ -103,6 +103,16 @@ def test_normalized_level_needs_all_frames():
         PROFILE.updated({"model.normalize_level": True, "model.unidirectional": True})
 
 
+def test_a_refiner_needs_what_comes():
+    with pytest.raises(InputError, match="refiner_channels: a refiner looks ahead"):
+        PROFILE.updated({"model.refiner_channels": 16, "model.unidirectional": True})
+
+
+@pytest.mark.parametrize(("bandwidth", "bins"), [(16000.0, 1487), (22050.0, 2049), (1e6, 2049), (1.0, 1)])
+def test_bins_up_to_the_bandwidth(bandwidth, bins):
+    assert PROFILE.updated({"model.bandwidth": bandwidth}).model.bins_read == bins
+
+
 def test_what_the_fastest_excerpt_takes_of_a_sample():
     settings = PROFILE.updated({"train.excerpt_seconds": 4.0}).train
     assert settings.read_seconds == 4.0

@@ -58,6 +58,9 @@ class ModelProfile(_Settings):
     bridges: bool = Field(
         False, description="average between the filters, as X-UMX does, so that targets learn jointly"
     )
+    refiner_channels: StrictInt = Field(
+        0, ge=0, description="of the first convolution of a small U-Net that refines all targets' masks; 0 for none"
+    )
     niter: StrictInt = Field(1, ge=0, description="EM iterations when separating")
     normalize_level: bool = Field(
         False, description="show the network mixtures at the level of the training music, whatever level they have"
@@ -84,12 +87,19 @@ class ModelProfile(_Settings):
             raise ValueError(
                 "normalize_level needs all frames of a mixture; unidirectional models do not wait for them"
             )
+        if self.refiner_channels and self.unidirectional:
+            raise ValueError("refiner_channels: a refiner looks ahead; unidirectional models do not wait for that")
         return self
 
     @property
     def bins(self) -> int:
         """Bins of the one-sided spectrum."""
         return self.n_fft // 2 + 1
+
+    @property
+    def bins_read(self) -> int:
+        """Bins up to the bandwidth."""
+        return min(self.bins, int(self.bandwidth * self.n_fft / self.sample_rate) + 1)
 
 
 class TrainProfile(_Settings):

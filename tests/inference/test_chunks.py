@@ -73,7 +73,10 @@ def test_one_chunk_is_the_whole_model(samples: int, niter: int, softmask: bool) 
     assert relative_rms(estimates, expected) < (1e-3 if niter else 1e-6)
 
 
-@pytest.mark.parametrize("settings", [{"unidirectional": True}, {"channels": 1}, {"hop_length": 200}, {"channels": 3}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"unidirectional": True}, {"channels": 1}, {"hop_length": 200}, {"channels": 3}, {"refiner_channels": 4}],
+)
 def test_other_models(settings: dict[str, object]) -> None:
     model = UMX(random_filter(profile(**settings)))
     waveform = noise(6000, model.profile.channels)

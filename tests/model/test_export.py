@@ -40,7 +40,7 @@ def make_model(profile: Profile, kind=get_joint_spectral_filter, **settings) -> 
     spectral_filter = kind(profile.model)
     generator = np.random.default_rng(2)
     for variable in spectral_filter.variables:
-        if any(part in variable.path for part in ("lstm", "norm", "input", "output")):
+        if any(part in variable.path for part in ("lstm", "norm", "input", "output", "correction")):
             variable.assign(generator.uniform(0.5 if "variance" in variable.path else -1.0, 1.5, variable.shape))
     return UMX(spectral_filter, **settings)
 
@@ -122,11 +122,15 @@ def test_signatures_as_saved_model_cli_shows_them(exported):
 
 
 @pytest.mark.parametrize(
-    ("unidirectional", "kind", "targets"),
-    [(False, get_joint_spectral_filter, TARGETS), (True, JointSpectralFilter, ("vocals",))],
+    ("settings", "kind"),
+    [
+        ({}, get_joint_spectral_filter),
+        ({"unidirectional": True, "targets": ("vocals",)}, JointSpectralFilter),
+        ({"refiner_channels": 4}, get_joint_spectral_filter),
+    ],
 )
-def test_tflite_equals_keras(tmp_path, unidirectional, kind, targets):
-    profile = make_profile(unidirectional=unidirectional, targets=targets)
+def test_tflite_equals_keras(tmp_path, settings, kind):
+    profile = make_profile(**settings)
     model = make_model(profile, kind)
     (tmp_path / TFLITE).write_bytes(exporting.to_tflite(model))
     for frames in (1, 2, 100):

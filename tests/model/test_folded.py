@@ -17,7 +17,8 @@ def random_filter(subclassed: bool = False, **settings: object) -> keras.Model:
     rng = np.random.default_rng(0)
     for weight in model.weights:
         positive = any(name in weight.path for name in ("variance", "scale", "gamma"))
-        weight.assign(rng.uniform(0.5, 1.5, weight.shape) if positive else rng.normal(0, 0.3, weight.shape))
+        spread = 0.1 if "refiner" in weight.path else 0.3  # so that sums of hundreds of products stay near 1
+        weight.assign(rng.uniform(0.5, 1.5, weight.shape) if positive else rng.normal(0, spread, weight.shape))
     return model
 
 
@@ -41,6 +42,8 @@ def expected(model: keras.Model, magnitude: np.ndarray) -> np.ndarray:
         {"subclassed": True},
         {"bridges": True},
         {"normalize_level": True},
+        {"refiner_channels": 6, "bandwidth": 5000.0},
+        {"refiner_channels": 6, "subclassed": True},
     ],
 )
 @pytest.mark.parametrize("batch", [1, 3])
@@ -68,8 +71,9 @@ def test_state_carries_a_unidirectional_model_on(bridges: bool) -> None:
     assert not np.allclose(folded(magnitude[:, 11:])[0], masks[:, :, 11:], rtol=1e-3)
 
 
-def test_masks_of_a_piece_of_features() -> None:
-    folded, magnitude = FoldedBLSTM(random_filter()), magnitudes(1, 30)
+@pytest.mark.parametrize("refiner_channels", [0, 6])
+def test_masks_of_a_piece_of_features(refiner_channels: int) -> None:
+    folded, magnitude = FoldedBLSTM(random_filter(refiner_channels=refiner_channels)), magnitudes(1, 30)
     features, _ = folded.features(magnitude)
     whole = folded.masks(features)
     np.testing.assert_allclose(folded.masks(features[:, :, 7:9]), whole[:, :, 7:9], rtol=1e-5, atol=1e-6)

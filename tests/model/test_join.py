@@ -192,6 +192,13 @@ def test_bridges(originals: Path, tmp_path: Path) -> None:
     assert joined_profile([one, profile("vocals")]).model.bridges is False
 
 
+def test_a_refiner(originals: Path, tmp_path: Path) -> None:
+    """It knows the targets that it was trained with, and no others."""
+    write(tmp_path / "refined", "drums,other", **{"model.refiner_channels": 2})
+    with pytest.raises(InputError, match="refined: refines the masks of its targets together .*all of them in one"):
+        join([originals / "voice", tmp_path / "refined"], tmp_path / "model")
+
+
 def test_an_empty_folder_may_be_written_to(originals: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     join([originals / "voice", originals / "rest"], tmp_path / "model")

@@ -6,12 +6,12 @@ import pytest
 import tensorflow as tf
 
 from umx_model.errors import InputError
+from umx_model.model.level import level
 from umx_model.model.spectral_filter import (
     BLSTMSpectralFilterLayer,
     JointSpectralFilter,
     SpectralFilterLayer,
     get_joint_spectral_filter,
-    level,
     register_spectral_filter,
     set_input_statistics,
 )

@@ -100,6 +100,19 @@ def test_settings_of_use_may_differ(first: Path) -> None:
     check_start(make_profile(model__niter=3, model__softmask=True, model__dropout=0.1).model, str(first))
 
 
+def test_a_model_can_get_a_refiner_and_not_lose_it(root: Path, tmp_path: Path) -> None:
+    both_ways = {"model__unidirectional": False, "train__learning_rate": 1e-9, "train__weight_decay": 0.0}
+    train(make_profile(**both_ways), root, tmp_path / "plain", quiet=True)
+    refined = make_profile(**both_ways, model__refiner_channels=2)
+    train(refined, root, tmp_path / "refined", quiet=True, start_from=tmp_path / "plain")
+    mixture = np.random.default_rng(0).normal(0, 0.1, (1, 4000, 2)).astype(np.float32)
+    plain, start = (read_model(tmp_path / name)[0] for name in ("plain", "refined"))
+    # Statistics of batch normalisation have gone on.
+    assert np.abs(start(mixture) - plain(mixture)).max() < 0.02 * np.abs(plain(mixture)).max()
+    with pytest.raises(InputError, match=r"model\.refiner_channels is 2 there, 0 here"):
+        check_start(make_profile(**both_ways).model, str(tmp_path / "refined"))
+
+
 def test_starts_from_a_checkpoint(first: Path) -> None:
     newest = max((first / "checkpoints").glob("epoch-1-*.index")).with_suffix("")
     saved, profile = read_model(newest)

@@ -4,7 +4,7 @@ Standardisation and batch normalisation are affine, so they are folded into the 
 them; targets share one encoder product; both directions of a recurrent layer run in one loop; axes
 are in the order that the Fourier transform leaves, bins last. On a CPU the loop is compiled by XLA:
 per frame it is a matrix-vector product per direction, where op by op the overhead of a step is
-several times its arithmetic.
+several times its arithmetic. What refines masks (`MaskRefiner`) runs as it is, from the masks of all frames.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from umx_model.model.spectral_filter import BLSTMSpectralFilterLayer, JointSpectralFilter, level
+from umx_model.model.level import level
+from umx_model.model.mask_refiner import MaskRefiner
+from umx_model.model.spectral_filter import BLSTMSpectralFilterLayer, JointSpectralFilter
 
 
 class _Target(tf.Module):
@@ -76,6 +78,8 @@ class FoldedBLSTM(tf.Module):
         self._encoders = _constant(np.concatenate(encoders, axis=1))
         self._encoder_biases = _constant(np.concatenate(biases))
         self._max_bin = layers[0].max_bin
+        refiners = [layer for layer in spectral_filter.layers if isinstance(layer, MaskRefiner)]
+        self._refiner = refiners[0] if refiners else None
         self._compiled_frames = compiled_frames
         self._recur: Any = _recur if compiled_frames is None else tf.function(_recur, jit_compile=True, autograph=False)
 
@@ -106,7 +110,10 @@ class FoldedBLSTM(tf.Module):
         return tf.zeros([len(self._targets), len(first.kernels), 2, directions, batch, units])
 
     def features(self, magnitude: tf.Tensor, state: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return what the masks are an affine map of, `[targets, batch, frames, hidden]`, and the state."""
+        """Return what the masks are made of, `[targets, batch, frames, width]`, and the state.
+
+        They are an affine map of it; refined masks are it themselves.
+        """
         batch, frames = tf.shape(magnitude)[0], tf.shape(magnitude)[1]
         if state is None:
             state = self.initial_state(batch)
@@ -129,10 +136,27 @@ class FoldedBLSTM(tf.Module):
             outputs.append(tf.nn.relu(tf.nn.bias_add(tf.matmul(joined, target.decoder), target.decoder_bias)))
         hidden = self.profile.hidden_size
         features = tf.reshape(tf.stack(outputs), [len(self._targets), frames, batch, hidden])
-        return tf.transpose(features, [0, 2, 1, 3]), tf.stack(states)
+        features = tf.transpose(features, [0, 2, 1, 3])
+        if self._refiner is not None:
+            features = self._refine(self._refiner, magnitude, self._first_masks(features))
+        return features, tf.stack(states)
 
     def masks(self, features: tf.Tensor) -> tf.Tensor:
-        """Return masks `[targets, ..., channels, bins]` of features `[targets, ..., hidden]`."""
+        """Return masks `[targets, ..., channels, bins]` of features `[targets, ..., width]`."""
+        if self._refiner is None:
+            return self._first_masks(features)
+        split = [self.profile.channels, self.profile.bins]
+        return tf.reshape(features, tf.concat([tf.shape(features)[:-1], split], axis=0))
+
+    def _refine(self, refiner: MaskRefiner, magnitude: tf.Tensor, masks: tf.Tensor) -> tf.Tensor:
+        """Return refined masks `[targets, batch, frames, channels * bins]`."""
+        refined = refiner.refine(tf.transpose(magnitude, [0, 1, 3, 2]), tf.transpose(masks, [1, 2, 4, 3, 0]))
+        refined = tf.transpose(refined, [4, 0, 1, 3, 2])
+        width = self.profile.channels * self.profile.bins
+        return tf.reshape(refined, tf.concat([tf.shape(refined)[:3], [width]], axis=0))
+
+    def _first_masks(self, features: tf.Tensor) -> tf.Tensor:
+        """Return the recurrent filters' masks `[targets, ..., channels, bins]` of `[targets, ..., hidden]`."""
         shape = tf.shape(features)
         masks = []
         for target, x in zip(self._targets, tf.unstack(features, len(self._targets)), strict=True):

@@ -2,9 +2,9 @@
 
     join(["vocals-model", "rest-model"], "model")
 
-The filters of a joint model share nothing (unless `model.bridges` is on), so the joint model holds those of
-its parts as they are and estimates what they estimate. EM then shares the mixture out among all
-targets, which is worth more than with one target and the rest of the mixture.
+The filters of a joint model share nothing (without `model.bridges` and `model.refiner_channels`), so the joint
+model holds those of its parts as they are and estimates what they estimate. EM then shares the mixture out among
+all targets, which is worth more than with one target and the rest of the mixture.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def join(parts: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]
 
     Raises:
         InputError: fewer than two parts, one that cannot be read, a target in two of them, parts that
-            differ in sample rate, STFT or architecture, several targets with bridges; or `output`
-            holds something or cannot be written.
+            differ in sample rate, STFT or architecture, several targets with bridges, a refiner; or
+            `output` holds something or cannot be written.
     """
     names = [os.fspath(part).rstrip("/") for part in parts]
     if len(names) < 2:
@@ -107,6 +107,11 @@ def _check_parts(parts: dict[str, ModelProfile], names: Sequence[str]) -> None:
                     f"{name}: has the target '{target}', and so has {homes[target]}; name models of different targets"
                 )
             homes[target] = name
+        if part.refiner_channels:
+            raise InputError(
+                f"{name}: refines the masks of its targets together (model.refiner_channels), for which a model with "
+                "others has no weights; train the targets without, or all of them in one model"
+            )
         if part.bridges and len(part.targets) > 1:
             raise InputError(
                 f"{name}: its targets were trained with bridges (model.bridges): each filter needs the others of its "

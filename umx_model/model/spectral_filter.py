@@ -19,6 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from umx_model.errors import InputError
+from umx_model.model.level import level
+from umx_model.model.mask_refiner import MaskRefiner
 from umx_model.model.recurrent import LSTM
 from umx_model.profile import ModelProfile
 
@@ -307,28 +309,13 @@ class BLSTMSpectralFilterLayer(BridgedSpectralFilterLayer):
         return {**super().get_config(), **self._settings}
 
 
-def level(magnitude: tf.Tensor) -> tf.Tensor:
-    """Return how loud mixtures are: their magnitudes' mean, weighted with the magnitudes themselves.
-
-    Pauses and empty bins have no part in it, so that it does not depend on how much of them there is.
-
-    Args:
-        magnitude: `[batch, frames, ...]`, float32, of at least rank 3.
-
-    Returns:
-        `[batch, 1, ...]`, positive.
-    """
-    axes = list(range(1, len(magnitude.shape)))
-    total = tf.reduce_sum(magnitude, axis=axes, keepdims=True)
-    return tf.maximum(tf.reduce_sum(tf.square(magnitude), axis=axes, keepdims=True), 1e-20) / tf.maximum(total, 1e-10)
-
-
 def get_joint_spectral_filter(profile: ModelProfile, dtype: str | None = None) -> keras.Model:
     """Make the functional Keras model that estimates all targets of a profile.
 
     With `bridges` the filters meet twice, as in X-UMX (Sawata et al., 2021; `asteroid/models/x_umx.py`):
     the recurrent layers of each read the mean of all encodings, and each decodes the mean of all
     encodings beside the mean of all recurrent outputs. Weights are the same, by number, shape and name.
+    With `refiner_channels` a `MaskRefiner` follows.
 
     Args:
         profile: what to build.
@@ -343,8 +330,10 @@ def get_joint_spectral_filter(profile: ModelProfile, dtype: str | None = None) -
         InputError: the profile names an architecture that is not registered, or bridges for one that has no parts.
     """
     magnitude = keras.Input((None, profile.bins, profile.channels), name="_magnitude")  # no target's name
-    estimates = _run_filters(profile, _make_filters(profile, dtype), magnitude)
-    model = keras.Model(magnitude, keras.ops.stack(estimates, axis=-1), name="joint_spectral_filter")
+    estimates = keras.ops.stack(_run_filters(profile, _make_filters(profile, dtype), magnitude), axis=-1)
+    if profile.refiner_channels:
+        estimates = _make_refiner(profile, dtype)(magnitude, estimates)
+    model = keras.Model(magnitude, estimates, name="joint_spectral_filter")
     model.profile = profile
     model.made_by_profile = True
     return model
@@ -371,6 +360,7 @@ class JointSpectralFilter(keras.Model):
         super().__init__(**kwargs)
         self.profile = profile
         self.filters = _make_filters(profile)
+        self.refiner = _make_refiner(profile) if profile.refiner_channels else None
         self.build((None, None, profile.bins, profile.channels))
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -378,11 +368,14 @@ class JointSpectralFilter(keras.Model):
         for layer in self.filters:
             if not layer.built:
                 layer.build(input_shape)
+        if self.refiner is not None and not self.refiner.built:
+            self.refiner.build(input_shape, self.compute_output_shape(input_shape))
         self.built = True
 
     def call(self, magnitude: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Estimate every target's magnitudes."""
-        return tf.stack(_run_filters(self.profile, self.filters, magnitude, training=training), axis=-1)
+        estimates = tf.stack(_run_filters(self.profile, self.filters, magnitude, training=training), axis=-1)
+        return estimates if self.refiner is None else self.refiner(magnitude, estimates)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Return the input's shape and the target axis."""
@@ -433,6 +426,18 @@ def _make_filters(profile: ModelProfile, dtype: str | None = None) -> list[Spect
     cls = _architectures[profile.architecture]
     kwargs = {} if dtype is None else {"dtype": dtype}
     return [cls.from_profile(profile, name=target, **kwargs) for target in profile.targets]
+
+
+def _make_refiner(profile: ModelProfile, dtype: str | None = None) -> MaskRefiner:
+    # No target's name has a dot.
+    return MaskRefiner(
+        len(profile.targets),
+        profile.channels,
+        profile.bins_read,
+        profile.refiner_channels,
+        dtype=dtype,
+        name="mask.refiner",
+    )
 
 
 def _run_filters(profile: ModelProfile, filters: list[SpectralFilterLayer], magnitude: Any, **kwargs: Any) -> list[Any]:

@@ -25,7 +25,9 @@ def check_start(profile: ModelProfile, start_from: str) -> None:
             for differ.
     """
     there = read_profile(start_from).model
-    names = [name for name in ModelProfile.model_fields if name not in _FREE]
+    # A refiner starts as one that changes nothing, so a model can get one.
+    free = _FREE if there.refiner_channels else (*_FREE, "refiner_channels")
+    names = [name for name in ModelProfile.model_fields if name not in free]
     differing = [
         f"model.{name} is {getattr(there, name)!r} there, {getattr(profile, name)!r} here"
         for name in names
