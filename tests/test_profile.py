@@ -108,6 +108,11 @@ def test_a_refiner_needs_what_comes():
         PROFILE.updated({"model.refiner_channels": 16, "model.unidirectional": True})
 
 
+def test_there_is_something_to_train():
+    with pytest.raises(InputError, match=r"train.freeze_filters: leaves nothing to train without model.refiner_chan"):
+        PROFILE.updated({"train.freeze_filters": True})
+
+
 @pytest.mark.parametrize(("bandwidth", "bins"), [(16000.0, 1487), (22050.0, 2049), (1e6, 2049), (1.0, 1)])
 def test_bins_up_to_the_bandwidth(bandwidth, bins):
     assert PROFILE.updated({"model.bandwidth": bandwidth}).model.bins_read == bins

@@ -121,6 +121,7 @@ class TrainProfile(_Settings):
     plateau_factor: StrictFloat = Field(0.3, gt=0, lt=1, description="learning rate multiplier on a plateau")
     plateau_patience: StrictInt = Field(80, ge=0, description="epochs without improvement that make a plateau")
     plateau_cooldown: StrictInt = Field(10, ge=0, description="epochs to wait after a reduction")
+    freeze_filters: bool = Field(False, description="train the refiner (model.refiner_channels) alone")
     mixture_targets: tuple[TargetName, ...] | None = Field(
         None, description="targets whose sum is the mixture, where more than the model's; null for the model's"
     )
@@ -204,6 +205,12 @@ class Profile(_Settings):
     license: str | None = Field(None, description="of the weights, an SPDX identifier where there is one")
     scores: dict[str, float] = Field({}, description="SDR in dB per target, as the model's card says how")
     weights_sha256: str | None = Field(None, description="of model.weights.h5 beside this profile")
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> Profile:
+        if self.train.freeze_filters and not self.model.refiner_channels:
+            raise ValueError("train.freeze_filters: leaves nothing to train without model.refiner_channels")
+        return self
 
     @model_validator(mode="after")
     def _targets_are_heard(self) -> Profile:

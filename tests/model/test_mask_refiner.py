@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from umx_model.model.folder import read_model, write_model_folder
 from umx_model.model.mask_refiner import MaskRefiner
-from umx_model.model.spectral_filter import JointSpectralFilter, get_joint_spectral_filter
+from umx_model.model.spectral_filter import JointSpectralFilter, freeze_filters, get_joint_spectral_filter
 from umx_model.profile import ModelProfile, Profile
 
 BINS, READ, CHANNELS, TARGETS = 70, 61, 2, 3
@@ -145,3 +145,13 @@ def test_functional_and_subclassed_are_equal() -> None:
     for ours, theirs in zip(plain.weights, functional.weights, strict=False):
         ours.assign(theirs)
     assert not np.allclose(plain(magnitude), estimates, rtol=1e-2)
+
+
+def test_frozen_filters_run_as_in_separation() -> None:
+    settings = {"n_fft": 64, "hop_length": 16, "hidden_size": 6, "layers": 2, "refiner_channels": 4, "dropout": 0.9}
+    model = get_joint_spectral_filter(ModelProfile(targets=("a", "b"), normalize_level=True, **settings))
+    magnitude = np.random.default_rng(9).uniform(0, 2, (2, 9, 33, 2)).astype(np.float32)
+    assert not np.allclose(model(magnitude, training=True), model(magnitude), rtol=1e-2)
+    freeze_filters(model)
+    np.testing.assert_allclose(model(magnitude, training=True), model(magnitude), rtol=1e-5)
+    assert {weight.path.split("/")[0] for weight in model.trainable_weights} == {"mask.refiner"}

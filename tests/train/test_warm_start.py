@@ -93,6 +93,9 @@ def test_refusal_leaves_nothing(root: Path, first: Path, tmp_path: Path) -> None
         train(make_profile(model__layers=2), root, tmp_path / "out", quiet=True, start_from=first)
     with pytest.raises(InputError, match="nowhere: no such model"):
         train(make_profile(), root, tmp_path / "out", quiet=True, start_from=tmp_path / "nowhere")
+    frozen = make_profile(model__unidirectional=False, model__refiner_channels=2, train__freeze_filters=True)
+    with pytest.raises(InputError, match=r"train.freeze_filters: would leave .*name a model to start from"):
+        train(frozen, root, tmp_path / "out", quiet=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -111,6 +114,19 @@ def test_a_model_can_get_a_refiner_and_not_lose_it(root: Path, tmp_path: Path) -
     assert np.abs(start(mixture) - plain(mixture)).max() < 0.02 * np.abs(plain(mixture)).max()
     with pytest.raises(InputError, match=r"model\.refiner_channels is 2 there, 0 here"):
         check_start(make_profile(**both_ways).model, str(tmp_path / "refined"))
+
+
+def test_a_refiner_is_trained_alone(root: Path, tmp_path: Path) -> None:
+    both_ways = {"model__unidirectional": False, "model__layers": 2, "model__dropout": 0.5}
+    train(make_profile(**both_ways), root, tmp_path / "plain", quiet=True)
+    refined = make_profile(**both_ways, model__refiner_channels=2, train__freeze_filters=True)
+    train(refined, root, tmp_path / "refined", quiet=True, start_from=tmp_path / "plain")
+    (plain, _), (model, _) = (read_model(tmp_path / name) for name in ("plain", "refined"))
+    for target in ("vocals", "drums"):
+        theirs, ours = (umx.spectral_filter.get_layer(target) for umx in (plain, model))
+        for before, after in zip(theirs.weights, ours.weights, strict=True):  # statistics of normalisation among them
+            np.testing.assert_array_equal(before, after)
+    assert np.any(model.spectral_filter.get_layer("mask.refiner").correction.kernel)
 
 
 def test_starts_from_a_checkpoint(first: Path) -> None:

@@ -81,8 +81,9 @@ class BridgedSpectralFilterLayer(SpectralFilterLayer):
             encoding: for `recur` and `decode`.
             recurrent: for `decode`.
             part: `encode`, `recur` or `decode`.
-            training: whether dropout and batch normalisation are in the state of training.
+            training: whether dropout and batch normalisation are in the state of training; frozen filters never are.
         """
+        training = training and self.trainable
         if part == "encode":
             return self.encode(magnitude, training)
         if part == "recur":
@@ -402,6 +403,13 @@ def set_input_statistics(spectral_filter: keras.Model, mean: np.ndarray, std: np
     for layer in spectral_filter.layers:
         if isinstance(layer, SpectralFilterLayer):
             layer.set_input_statistics(mean, std)
+
+
+def freeze_filters(spectral_filter: keras.Model) -> None:
+    """Leave what is trained further to the refiner: the filters stay as they are, and run as in separation."""
+    for layer in spectral_filter.layers:
+        if isinstance(layer, SpectralFilterLayer):
+            layer.trainable = False
 
 
 def check_architecture(profile: ModelProfile) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 from umx_model.data.track_folder import Sample
+from umx_model.errors import InputError
 from umx_model.model.folder import read_profile, write_model_folder
-from umx_model.model.spectral_filter import get_joint_spectral_filter, set_input_statistics
+from umx_model.model.spectral_filter import freeze_filters, get_joint_spectral_filter, set_input_statistics
 from umx_model.profile import Profile
 from umx_model.train.adam import make_optimizer
 from umx_model.train.backup import Backup
@@ -104,6 +105,8 @@ class Run:
             precision = self.settings.precision
             dtype = None if precision == "float32" else f"mixed_{precision}"
             self.spectral_filter = get_joint_spectral_filter(profile.model, dtype)
+            if self.settings.freeze_filters:
+                freeze_filters(self.spectral_filter)
             self.optimizer = make_optimizer(self.settings.learning_rate, precision)
             self.optimizer.build(self.spectral_filter.trainable_variables)
 
@@ -165,6 +168,11 @@ class Run:
             if self._start_from is not None:
                 self.state.started_from = take_weights(self.spectral_filter, self.profile.model, self._start_from)
                 self._inherit_license(self._start_from)
+            elif self.settings.freeze_filters:
+                raise InputError(
+                    "train.freeze_filters: would leave filters with random weights as they are; name a model to start "
+                    "from (--init-from), or set it to false"
+                )
             else:
                 mean, std = input_statistics(self.profile, self.samples["train"], self.samples["valid"], self.quiet)
                 set_input_statistics(self.spectral_filter, mean, std)
