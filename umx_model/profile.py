@@ -97,6 +97,11 @@ class ModelProfile(_Settings):
         return self.n_fft // 2 + 1
 
     @property
+    def network_channels(self) -> int:
+        """Magnitudes that the network reads of each bin; see `network_input`."""
+        return 3 if self.refiner_channels and self.channels == 2 else self.channels
+
+    @property
     def bins_read(self) -> int:
         """Bins up to the bandwidth."""
         return min(self.bins, int(self.bandwidth * self.n_fft / self.sample_rate) + 1)

@@ -134,7 +134,7 @@ def test_tflite_equals_keras(tmp_path, settings, kind):
     model = make_model(profile, kind)
     (tmp_path / TFLITE).write_bytes(exporting.to_tflite(model))
     for frames in (1, 2, 100):
-        np.save(tmp_path / f"{frames}.npy", np.abs(noise(1, frames, 33, 2)))
+        np.save(tmp_path / f"{frames}.npy", np.abs(noise(1, frames, 33, profile.model.network_channels)))
     in_plain_tensorflow(
         f"""
         interpreter = tf.lite.Interpreter("{TFLITE}")
@@ -149,7 +149,7 @@ def test_tflite_equals_keras(tmp_path, settings, kind):
     )
     for frames in (1, 2, 100):
         found = np.load(tmp_path / f"{frames}.npz")
-        expected = model.spectral_filter(np.abs(noise(1, frames, 33, 2))).numpy()
+        expected = model.spectral_filter(np.load(tmp_path / f"{frames}.npy")).numpy()
         np.testing.assert_allclose(found["estimates"], expected, atol=1e-5)
 
 

@@ -26,10 +26,14 @@ def magnitudes(batch: int, frames: int, channels: int = 2) -> np.ndarray:
     return np.abs(np.random.default_rng(1).normal(size=[batch, frames, channels, 129])).astype(np.float32)
 
 
+def magnitudes_for(model: keras.Model, batch: int, frames: int) -> np.ndarray:
+    return magnitudes(batch, frames, model.profile.network_channels)
+
+
 def expected(model: keras.Model, magnitude: np.ndarray) -> np.ndarray:
     """Masks in the folded network's order of axes."""
     estimates = model(magnitude.transpose(0, 1, 3, 2), training=False).numpy()
-    return estimates.transpose(4, 0, 1, 3, 2) / magnitude
+    return estimates.transpose(4, 0, 1, 3, 2) / magnitude[:, :, : model.profile.channels]
 
 
 @pytest.mark.parametrize("compiled_frames", [None, 40])
@@ -49,7 +53,7 @@ def expected(model: keras.Model, magnitude: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_equals_keras(compiled_frames: int | None, settings: dict[str, object], batch: int) -> None:
     model = random_filter(**settings)
-    folded, magnitude = FoldedBLSTM(model, compiled_frames), magnitudes(batch, 33)
+    folded, magnitude = FoldedBLSTM(model, compiled_frames), magnitudes_for(model, batch, 33)
     masks, _ = tf.function(lambda x: folded(x))(magnitude)
     np.testing.assert_allclose(masks, expected(model, magnitude), rtol=1e-4, atol=1e-5)
 
@@ -73,7 +77,8 @@ def test_state_carries_a_unidirectional_model_on(bridges: bool) -> None:
 
 @pytest.mark.parametrize("refiner_channels", [0, 6])
 def test_masks_of_a_piece_of_features(refiner_channels: int) -> None:
-    folded, magnitude = FoldedBLSTM(random_filter(refiner_channels=refiner_channels)), magnitudes(1, 30)
+    model = random_filter(refiner_channels=refiner_channels)
+    folded, magnitude = FoldedBLSTM(model), magnitudes_for(model, 1, 30)
     features, _ = folded.features(magnitude)
     whole = folded.masks(features)
     np.testing.assert_allclose(folded.masks(features[:, :, 7:9]), whole[:, :, 7:9], rtol=1e-5, atol=1e-6)

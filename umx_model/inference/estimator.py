@@ -15,6 +15,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from umx_model.model import expectation_maximization as em
+from umx_model.model.network_input import network_input
 from umx_model.model.umx import check_softmask
 from umx_model.profile import ModelProfile
 
@@ -23,7 +24,10 @@ class Network(Protocol):
     """A joint spectral filter in two steps, so that masks are made when they are used, a window at a time."""
 
     def features(self, magnitude: tf.Tensor) -> tuple[tf.Tensor, Any]:
-        """Magnitudes `[batch, frames, channels, bins]` -> features `[targets, batch, frames, width]`, and a state."""
+        """Magnitudes `[batch, frames, channels, bins]` -> features `[targets, batch, frames, width]`, and a state.
+
+        The channels are those of `network_input`.
+        """
 
     def masks(self, features: tf.Tensor) -> tf.Tensor:
         """Features `[targets, ..., width]` -> masks `[targets, ..., channels, bins]`."""
@@ -33,7 +37,7 @@ class AnyNetwork:
     """A joint spectral filter of any architecture; its features are the masks.
 
     Args:
-        spectral_filter: magnitudes `[batch, frames, bins, channels]` ->
+        spectral_filter: magnitudes `[batch, frames, bins, channels]`, those of `network_input`, ->
             estimates `[batch, frames, bins, channels, targets]`.
         profile: of the model.
     """
@@ -46,6 +50,7 @@ class AnyNetwork:
         """Run the filter; see `Network`."""
         magnitude = tf.transpose(magnitude, [0, 1, 3, 2])
         estimates = self._spectral_filter(magnitude)
+        magnitude = magnitude[..., : self._split[0]]
         masks = tf.transpose(tf.math.divide_no_nan(estimates, magnitude[..., tf.newaxis]), [4, 0, 1, 3, 2])
         return tf.reshape(masks, tf.concat([tf.shape(masks)[:3], [int(np.prod(self._split))]], axis=0)), None
 
@@ -94,10 +99,10 @@ class Estimator:
 
         @tf.function(input_signature=[tf.TensorSpec([None, None, bins], tf.complex64)], autograph=False)
         def features(stft: tf.Tensor) -> tf.Tensor:
-            magnitude = tf.transpose(tf.abs(stft), [1, 0, 2])[tf.newaxis]
             # A mono stream through a stereo network is a centred one.
-            magnitude = tf.tile(magnitude, [1, 1, channels // tf.shape(stft)[0], 1])
-            return network.features(magnitude)[0][:, 0]
+            stft = tf.ensure_shape(tf.tile(stft, [channels // tf.shape(stft)[0], 1, 1]), [channels, None, bins])
+            magnitude = tf.transpose(network_input(stft, profile, axis=0), [1, 0, 2])
+            return network.features(magnitude[tf.newaxis])[0][:, 0]
 
         self.spectrum = spectrum
         self.features = features

@@ -12,6 +12,9 @@
 
     magnitude  float32 [batch, frames, bins, channels]  ->  estimates  float32 [..., channels, targets]
 
+Where the model has a refiner (`model.refiner_channels`) and two channels, the magnitude of half their difference is a
+third one in `magnitude`.
+
 In TFLite the batch is always 1; the number of frames is free (`resize_tensor_input`).
 """
 
@@ -52,7 +55,7 @@ class _Served(tf.Module):
             return {"estimates": model.spectral_filter(magnitude, training=False)}
 
         mixture = tf.TensorSpec([None, None, profile.channels], tf.float32, name="mixture")
-        magnitude = tf.TensorSpec([None, None, profile.bins, profile.channels], tf.float32, name="magnitude")
+        magnitude = tf.TensorSpec([None, None, profile.bins, profile.network_channels], tf.float32, name="magnitude")
         self.separate = tf.function(separate, input_signature=[mixture])
         self.estimate = tf.function(estimate, input_signature=[magnitude])
 
@@ -94,7 +97,7 @@ def to_tflite(model: UMX) -> bytes:
         return {"estimates": estimates}
 
     served = tf.Module()
-    magnitude = tf.TensorSpec([1, None, profile.bins, profile.channels], tf.float32, name="magnitude")
+    magnitude = tf.TensorSpec([1, None, profile.bins, profile.network_channels], tf.float32, name="magnitude")
     served.estimate = tf.function(estimate, input_signature=[magnitude])
     with tempfile.TemporaryDirectory() as scratch:
         with forward_only(portable=True):

@@ -94,7 +94,7 @@ class FoldedBLSTM(tf.Module):
         """Return the masks and the state after the last frame.
 
         Args:
-            magnitude: of the mixture, `[batch, frames, channels, bins]` float32.
+            magnitude: of the mixture, `[batch, frames, channels, bins]` float32; see `network_input`.
             state: what an earlier call returned, to go on from there (unidirectional models only).
 
         Returns:
@@ -117,7 +117,7 @@ class FoldedBLSTM(tf.Module):
         batch, frames = tf.shape(magnitude)[0], tf.shape(magnitude)[1]
         if state is None:
             state = self.initial_state(batch)
-        x = magnitude[..., : self._max_bin]
+        x = magnitude[:, :, : self.profile.channels, : self._max_bin]
         if self.profile.normalize_level:
             x = x / level(x)
         x = tf.transpose(x, [1, 0, 2, 3])  # frames first from here on

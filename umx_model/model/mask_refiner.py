@@ -2,9 +2,9 @@
 
 A recurrent filter sees a frame through some hundred numbers, which say what sounds but not where each partial
 lies. The refiner looks at the same magnitudes, at the masks, and at few frames and bins at a time, and corrects
-the masks there. It is a U-Net (Ronneberger et al., 2015; in music separation Jansson et al., 2017) that
-halves the bins and leaves the frames. What it adds is zero before training: a model that was trained without it
-is the start of one with it.
+the masks there. Of stereo it also sees how much of a bin is in the middle. It is a U-Net (Ronneberger et al., 2015;
+in music separation Jansson et al., 2017) that halves the bins and leaves the frames. What it adds is zero before
+training: a model that was trained without it is the start of one with it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class MaskRefiner(keras.layers.Layer):
         dtype: policy of the convolutions, such as `mixed_bfloat16`; what they add up to is float32 always.
 
     Input shape:
-        magnitudes `[batch, frames, bins, channels]` and estimates `[batch, frames, bins, channels, targets]`, float32.
+        magnitudes `[batch, frames, bins, channels]`, of two channels and half their difference if there are two (see
+        `network_input`), and estimates `[batch, frames, bins, channels, targets]`, float32.
 
     Output shape:
         that of the estimates.
@@ -47,7 +48,7 @@ class MaskRefiner(keras.layers.Layer):
     def __init__(self, targets: int, channels: int, bins: int, width: int, dtype: Any = None, **kwargs: Any) -> None:
         super().__init__(dtype="float32", **kwargs)
         self._settings = {"targets": targets, "channels": channels, "bins": bins, "width": width}
-        self._bins = bins
+        self._channels, self._bins = channels, bins
         self._masks = channels * targets  # per bin
 
         def convolution(name: str, factor: float, size: tuple[int, int], stride: int = 1) -> keras.layers.Layer:
@@ -65,7 +66,7 @@ class MaskRefiner(keras.layers.Layer):
 
     def build(self, magnitude_shape: tuple[int | None, ...], estimates_shape: tuple[int | None, ...]) -> None:
         """Create the weights."""
-        seen = self._settings["channels"] + self._masks + 1
+        seen = self._channels + 2 * (self._channels == 2) + self._masks + 1
         widths = [seen, *(layer.filters for layer in self.down)]
         for layer, width in zip([*self.down, self.bottom], widths, strict=True):
             layer.build((None, None, None, width))
@@ -76,16 +77,20 @@ class MaskRefiner(keras.layers.Layer):
 
     def call(self, magnitude: tf.Tensor, estimates: tf.Tensor) -> tf.Tensor:
         """Return the estimates with corrected masks."""
-        magnitude = magnitude[..., tf.newaxis]
-        masks = estimates / tf.maximum(magnitude, _LEAST_MAGNITUDE)
-        return self.refine(magnitude[..., 0], masks) * magnitude
+        of_channels = magnitude[..., : self._channels, tf.newaxis]
+        masks = estimates / tf.maximum(of_channels, _LEAST_MAGNITUDE)
+        return self.refine(magnitude, masks) * of_channels
 
     def refine(self, magnitude: tf.Tensor, masks: tf.Tensor) -> tf.Tensor:
         """Return corrected masks, at least 0, of those `[batch, frames, bins, channels, targets]`."""
         shape = tf.shape(masks)
-        read = magnitude[:, :, : self._bins]
+        read = magnitude[:, :, : self._bins] / level(magnitude[:, :, : self._bins, : self._channels])
+        if self._channels == 2:
+            left, right, difference = tf.unstack(tf.square(read), axis=-1)
+            middle = tf.sqrt(tf.nn.relu((left + right) / 2 - difference))  # |l + r|^2 + |l - r|^2 = 2 (|l|^2 + |r|^2)
+            read = tf.concat([read, middle[..., tf.newaxis]], axis=-1)
         # Most numbers are of the size of 1: decibels, in units of 26 dB, and masks in units of 3.
-        loudness = tf.math.log(read / level(read) + _LEAST_LEVEL) / 3
+        loudness = tf.math.log(read + _LEAST_LEVEL) / 3
         flat = tf.reshape(masks[:, :, : self._bins] / 3, [shape[0], shape[1], self._bins, self._masks])
         height = tf.ones_like(read[..., :1]) * tf.linspace(-1.0, 1.0, self._bins)[:, tf.newaxis]
         correction = self._correct(tf.concat([loudness, flat, height], axis=-1))

@@ -316,21 +316,21 @@ def get_joint_spectral_filter(profile: ModelProfile, dtype: str | None = None) -
     With `bridges` the filters meet twice, as in X-UMX (Sawata et al., 2021; `asteroid/models/x_umx.py`):
     the recurrent layers of each read the mean of all encodings, and each decodes the mean of all
     encodings beside the mean of all recurrent outputs. Weights are the same, by number, shape and name.
-    With `refiner_channels` a `MaskRefiner` follows.
+    With `refiner_channels` a `MaskRefiner` follows, and the model reads `profile.network_channels` magnitudes of a bin.
 
     Args:
         profile: what to build.
         dtype: Keras policy of the filters, such as `mixed_float16` while training.
 
     Returns:
-        A model from magnitudes `[batch, frames, bins, channels]` to estimates
+        A model from magnitudes `[batch, frames, bins, channels]`, those of `network_input`, to estimates
         `[batch, frames, bins, channels, targets]`, float32, with the profile as its attribute
         `profile`, and `made_by_profile` true: nothing else is in it.
 
     Raises:
         InputError: the profile names an architecture that is not registered, or bridges for one that has no parts.
     """
-    magnitude = keras.Input((None, profile.bins, profile.channels), name="_magnitude")  # no target's name
+    magnitude = keras.Input((None, profile.bins, profile.network_channels), name="_magnitude")  # no target's name
     estimates = keras.ops.stack(_run_filters(profile, _make_filters(profile, dtype), magnitude), axis=-1)
     if profile.refiner_channels:
         estimates = _make_refiner(profile, dtype)(magnitude, estimates)
@@ -362,13 +362,13 @@ class JointSpectralFilter(keras.Model):
         self.profile = profile
         self.filters = _make_filters(profile)
         self.refiner = _make_refiner(profile) if profile.refiner_channels else None
-        self.build((None, None, profile.bins, profile.channels))
+        self.build((None, None, profile.bins, profile.network_channels))
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create the weights."""
         for layer in self.filters:
             if not layer.built:
-                layer.build(input_shape)
+                layer.build((*input_shape[:-1], self.profile.channels))
         if self.refiner is not None and not self.refiner.built:
             self.refiner.build(input_shape, self.compute_output_shape(input_shape))
         self.built = True
@@ -379,8 +379,8 @@ class JointSpectralFilter(keras.Model):
         return estimates if self.refiner is None else self.refiner(magnitude, estimates)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """Return the input's shape and the target axis."""
-        return (*input_shape, len(self.filters))
+        """Return the shape of the channels' magnitudes, and the target axis."""
+        return (*input_shape[:-1], self.profile.channels, len(self.filters))
 
     def get_config(self) -> dict[str, Any]:
         """Return what rebuilds the model."""
@@ -450,6 +450,8 @@ def _make_refiner(profile: ModelProfile, dtype: str | None = None) -> MaskRefine
 
 def _run_filters(profile: ModelProfile, filters: list[SpectralFilterLayer], magnitude: Any, **kwargs: Any) -> list[Any]:
     """Return the estimate of every filter, of tensors or symbolically."""
+    if profile.network_channels > profile.channels:
+        magnitude = magnitude[..., : profile.channels]
     if not profile.bridges:
         return [layer(magnitude, **kwargs) for layer in filters]
     encoding = _mean([layer(magnitude, part="encode", **kwargs) for layer in filters])

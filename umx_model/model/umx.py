@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from umx_model.errors import InputError
 from umx_model.model.expectation_maximization import ExpectationMaximization
+from umx_model.model.network_input import network_input
 from umx_model.model.spectral_filter import JointSpectralFilter, get_joint_spectral_filter
 from umx_model.model.stft import ISTFTLayer, STFTLayer
 from umx_model.profile import ModelProfile
@@ -77,7 +78,7 @@ class UMX(keras.Model):
         """Separate a batch of mixtures."""
         channels, targets = self.profile.channels, len(self.profile.targets)
         stft = self.stft(mixture)
-        magnitudes = self.spectral_filter(tf.abs(stft), training=training)
+        magnitudes = self.spectral_filter(network_input(stft, self.profile), training=training)
         estimates = self.expectation_maximization(stft, magnitudes)  # [batch, frames, bins, channels, targets (+ 1)]
         estimates = estimates[..., :targets]
         batch, frames, samples = tf.shape(stft)[0], tf.shape(stft)[1], tf.shape(mixture)[1]

@@ -10,10 +10,11 @@ import tensorflow as tf
 
 from umx_model.data import augmentation
 from umx_model.data.track_folder import Sample
+from umx_model.model.network_input import network_input
 from umx_model.model.stft import STFTLayer
 from umx_model.profile import Profile
 from umx_model.train.batches import excerpt_length, piece_batches, readable, training_batches
-from umx_model.train.losses import magnitudes
+from umx_model.train.losses import spectra
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +91,6 @@ def blame_validation(profile: Profile, samples: Sequence[Sample], spectral_filte
 
 def _finite(profile: Profile, spectral_filter: keras.Model, excerpt: tf.Tensor) -> bool:
     """Whether neither an excerpt's references nor its estimates are beyond what a loss can hold."""
-    mixture, references = magnitudes(excerpt, STFTLayer(profile.model.n_fft, profile.model.hop_length, center=False))
-    estimates = spectral_filter(mixture, training=False)
-    return all(bool(tf.math.is_finite(tf.reduce_mean(tf.square(values)))) for values in (references, estimates))
+    mixture, references = spectra(excerpt, STFTLayer(profile.model.n_fft, profile.model.hop_length, center=False))
+    estimates = spectral_filter(network_input(mixture, profile.model), training=False)
+    return all(bool(tf.math.is_finite(tf.reduce_mean(tf.square(tf.abs(values))))) for values in (references, estimates))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import keras
@@ -9,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from umx_model.inference.xla import start_xla
+from umx_model.model.network_input import network_input
 from umx_model.model.recurrent import fastest
 from umx_model.model.stft import ISTFTLayer, STFTLayer
 from umx_model.profile import Profile
@@ -77,6 +79,7 @@ class Steps:
         self._settings = profile.train
         # Frames start at sample 0 and none is padded, as in the recipe.
         self._stft = STFTLayer(profile.model.n_fft, profile.model.hop_length, center=False)
+        self._input = functools.partial(network_input, profile=profile.model)
         self._istft = ISTFTLayer(profile.model.n_fft, profile.model.hop_length, center=False)
         self._targets = [profile.mixture_targets.index(target) for target in profile.model.targets]
         targets = len(self._targets)
@@ -145,7 +148,7 @@ class Steps:
         frames = tf.cast(self._settings.batch_size * tf.shape(mixture)[1], tf.float64)
         scale = tf.cast(self._optimizer.scale_loss(tf.ones([])), tf.float32)
         with tf.GradientTape() as tape, fastest():
-            estimates = tf.cast(self._filter(tf.abs(mixture), training=True), tf.float32)
+            estimates = tf.cast(self._filter(self._input(mixture), training=True), tf.float32)
             losses = self._error(estimates, references, mixture) / frames
             if self._settings.combination_loss or self._settings.sdr_weight:
                 objective = combination_error(estimates, tf.abs(references), self._combinations) / frames
@@ -181,7 +184,7 @@ class Steps:
     def _valid_replica(self, pieces: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         def measure() -> tuple[tf.Tensor, tf.Tensor]:
             mixture, references = spectra(pieces, self._stft)
-            estimates = tf.cast(self._filter(tf.abs(mixture), training=False), tf.float32)
+            estimates = tf.cast(self._filter(self._input(mixture), training=False), tf.float32)
             errors = self._error(estimates, self._of_model(references), mixture)
             return errors, tf.cast(tf.size(mixture[..., 0, 0]), tf.float64)
 
