@@ -3,10 +3,10 @@
     python -m benchmarks.comparisons DATABASE --work FOLDER [--profile FILE] [--minutes 10] [--seeds 42 43]
                                      [--only NAME ...] [--more DATABASE]
 
-trains PROFILE (the one of `vocals-accompaniment` by default) with hidden size 256 and squared errors, which so short a
-time suits, and with one thing changed at a time, each for so many minutes, one after the other, with the learning
-rate along half a cosine. Prints a line for each in Markdown: epochs, the best validation loss (of `decibels` in dB, so
-not to be compared), and the median SDR of whole validation excerpts, with EM.
+trains PROFILE (the one of `vocals-accompaniment` by default) with what so short a time suits (hidden size 256, squared
+errors, batches of 16, targets drawn apart, no refiner), and with one thing changed at a time, each for so many minutes,
+one after the other, with the learning rate along half a cosine. Prints a line for each in Markdown: epochs, the best
+validation loss (of `decibels` in dB, so not to be compared), and the median SDR of whole validation excerpts, with EM.
 
 `--more` names another database, whose training samples are joined to those of the first in the comparison
 `more data`. Trainings that have ended stay in FOLDER and are not repeated.
@@ -37,13 +37,21 @@ from umx_model.train.trainer import train
 HERE = os.path.dirname(os.path.abspath(__file__))
 PROFILE = os.path.join(os.path.dirname(HERE), "examples", "profiles", "vocals-accompaniment.json")
 
-BASE = {"model.hidden_size": 256, "train.floor_db": None, "train.learning_rate": 2e-3}
+BASE = {
+    "model.hidden_size": 256,
+    "model.refiner_channels": 0,
+    "train.floor_db": None,
+    "train.learning_rate": 2e-3,
+    "train.batch_size": 16,
+    "train.random_track_mix": True,
+}
 MORE = "more data"
 CHANGES: dict[str, dict[str, Any]] = {
     "as it is": {},
     "decibels": {"train.floor_db": -30.0},
     "X-UMX objective": {"train.combination_loss": True, "train.sdr_weight": 10.0},
     "X-UMX bridges": {"model.bridges": True},
+    "refiner": {"model.refiner_channels": 16},
     "log magnitudes": {"model.architecture": "blstm-log"},
     "learning rate 0.001": {"train.learning_rate": 1e-3},
     "hidden size 128": {"model.hidden_size": 128},
