@@ -113,11 +113,6 @@ def test_there_is_something_to_train():
         PROFILE.updated({"train.freeze_filters": True})
 
 
-@pytest.mark.parametrize(("bandwidth", "bins"), [(16000.0, 1487), (22050.0, 2049), (1e6, 2049), (1.0, 1)])
-def test_bins_up_to_the_bandwidth(bandwidth, bins):
-    assert PROFILE.updated({"model.bandwidth": bandwidth}).model.bins_read == bins
-
-
 def test_what_the_fastest_excerpt_takes_of_a_sample():
     settings = PROFILE.updated({"train.excerpt_seconds": 4.0}).train
     assert settings.read_seconds == 4.0

@@ -101,11 +101,6 @@ class ModelProfile(_Settings):
         """Magnitudes that the network reads of each bin; see `network_input`."""
         return 3 if self.refiner_channels and self.channels == 2 else self.channels
 
-    @property
-    def bins_read(self) -> int:
-        """Bins up to the bandwidth."""
-        return min(self.bins, int(self.bandwidth * self.n_fft / self.sample_rate) + 1)
-
 
 class TrainProfile(_Settings):
     """How the network learns. Defaults are Open-Unmix's recipe (`scripts/train.py`, v1.3.0)."""

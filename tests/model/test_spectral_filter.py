@@ -11,6 +11,7 @@ from umx_model.model.spectral_filter import (
     BLSTMSpectralFilterLayer,
     JointSpectralFilter,
     SpectralFilterLayer,
+    bins_up_to,
     get_joint_spectral_filter,
     register_spectral_filter,
     set_input_statistics,
@@ -66,6 +67,11 @@ def in_numpy(layer: BLSTMSpectralFilterLayer, magnitude: np.ndarray, channels: i
     x = norm(x @ weights["mask/kernel"], "mask_norm").reshape(batch, frames, bins, channels)
     x = x * weights["output_scale"][:, None] + weights["output_mean"][:, None]
     return np.maximum(x, 0) * magnitude
+
+
+@pytest.mark.parametrize(("bandwidth", "bins"), [(16000.0, 1487), (22050.0, 2049), (1e6, 2049), (1.0, 1)])
+def test_bins_up_to_the_bandwidth(bandwidth, bins):
+    assert bins_up_to(bandwidth, 4096, 44100) == bins
 
 
 def small_layer(**changes) -> BLSTMSpectralFilterLayer:

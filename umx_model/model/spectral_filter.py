@@ -202,8 +202,7 @@ class BLSTMSpectralFilterLayer(BridgedSpectralFilterLayer):
         self.bins = n_fft // 2 + 1
         self.channels = channels
         self.normalizes_level = normalize_level
-        frequencies = np.linspace(0, sample_rate / 2, self.bins)
-        self.max_bin = int(np.max(np.where(frequencies <= bandwidth)[0])) + 1
+        self.max_bin = bins_up_to(bandwidth, n_fft, sample_rate)
 
         self.encoder = keras.layers.Dense(hidden_size, use_bias=False, dtype=dtype, name="encoder")
         self.encoder_norm = _batch_norm("encoder_norm")
@@ -308,6 +307,12 @@ class BLSTMSpectralFilterLayer(BridgedSpectralFilterLayer):
     def get_config(self) -> dict[str, Any]:
         """Return what rebuilds the layer."""
         return {**super().get_config(), **self._settings}
+
+
+def bins_up_to(bandwidth: float, n_fft: int, sample_rate: int) -> int:
+    """Return how many bins, the lowest ones, lie at or below a bandwidth in Hz."""
+    frequencies = np.linspace(0, sample_rate / 2, n_fft // 2 + 1)
+    return int(np.max(np.where(frequencies <= bandwidth)[0])) + 1
 
 
 def get_joint_spectral_filter(profile: ModelProfile, dtype: str | None = None) -> keras.Model:
@@ -441,7 +446,7 @@ def _make_refiner(profile: ModelProfile, dtype: str | None = None) -> MaskRefine
     return MaskRefiner(
         len(profile.targets),
         profile.channels,
-        profile.bins_read,
+        bins_up_to(profile.bandwidth, profile.n_fft, profile.sample_rate),
         profile.refiner_channels,
         dtype=dtype,
         name="mask.refiner",
